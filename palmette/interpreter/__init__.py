@@ -1,0 +1,1 @@
+"""What runs the IR: streams and their cursor, the executor, choice rules, tracing, and the backends."""

@@ -1,0 +1,203 @@
+"""The one event loop, in one background thread, that executes every stream of every program.
+
+It owns the loop, routes the backends' events to the requests that wait for them, and ends everything at interpreter
+exit. What a stream does with its turn stands in stream.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import itertools
+import threading
+import uuid
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from palmette.errors import Cancelled, HoleTimeout, PalmetteError
+from palmette.types import (
+    Backend,
+    EmbedEvent,
+    Event,
+    Finish,
+    FinishReason,
+    GenerateRequest,
+    Request,
+    ScoreEvent,
+    ScoreRequest,
+    TokenEvent,
+    TokenLogprob,
+)
+
+T = TypeVar("T")
+_EXIT_SECONDS = 2.0
+
+
+class LiveRun(Protocol):
+    def cancel(self, error: PalmetteError) -> None: ...
+
+
+@dataclass(slots=True)
+class Generated:
+    """What a generate request came to."""
+
+    text: str = ""
+    sampled: int = 0
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish: Finish = Finish(FinishReason.FAILED)
+
+    @property
+    def is_finished(self) -> bool:
+        return self.finish.reason in (FinishReason.STOP, FinishReason.LENGTH)
+
+
+class Executor:
+    """Starts its thread at first use; `close` ends every program it runs."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.live: set[LiveRun] = set()
+        self._handlers: dict[str, Callable[[Event], None]] = {}
+        self._ids = (f"{uuid.uuid4().hex[:12]}-{n}" for n in itertools.count())
+        self._thread = threading.Thread(target=self._main, name="palmette-executor", daemon=True)
+        self._thread.start()
+        atexit.register(self.close)
+
+    # -- from any thread --
+
+    @property
+    def is_closed(self) -> bool:
+        return self.loop.is_closed()
+
+    def on_loop_thread(self) -> bool:
+        return threading.get_ident() == self._thread.ident
+
+    def call(self, function: Callable[..., object], *args: Any) -> None:
+        """Run a function on the loop; at once when already there."""
+        if self.on_loop_thread():
+            function(*args)
+        else:
+            self.loop.call_soon_threadsafe(function, *args)
+
+    def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run a coroutine on the loop."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+
+    def next_request_id(self) -> str:
+        return next(self._ids)
+
+    def close(self) -> None:
+        """Cancel what is live, so that every waiting reader gets an error, and stop the loop. May be called twice."""
+        atexit.unregister(self.close)
+        if self.loop.is_closed() or not self._thread.is_alive():
+            return
+        self.loop.call_soon_threadsafe(self._shut_down)
+        if not self.on_loop_thread():
+            self._thread.join(_EXIT_SECONDS)
+
+    # -- on the loop --
+
+    async def generate(
+        self, backend: Backend, request: GenerateRequest, on_text: Callable[[str], None], progress: Generated
+    ) -> None:
+        """Submit, follow, and fill `progress`; cancelling this coroutine cancels the request.
+
+        Raises:
+            HoleTimeout: request.timeout ran out.
+            PalmetteError: what the backend failed or cancelled the request with.
+        """
+
+        def handle(event: Event) -> Finish | None:
+            assert isinstance(event, TokenEvent), f"a generate request was answered by {event!r}"
+            progress.sampled += len(event.token_ids)
+            progress.logprobs.extend(event.logprobs)
+            if event.text:
+                progress.text += event.text
+                on_text(event.text)
+            return event.finish
+
+        finish = await self._follow(backend, request, handle)
+        progress.finish = finish
+        if not progress.is_finished:
+            raise finish.error or Cancelled(f"the request was {finish.reason}")
+
+    async def score(self, backend: Backend, request: ScoreRequest) -> ScoreEvent:
+        """Submit a score request and wait for its one event."""
+
+        def handle(event: Event) -> ScoreEvent:
+            assert isinstance(event, ScoreEvent), f"a score request was answered by {event!r}"
+            return event
+
+        event = await self._follow(backend, request, handle)
+        if event.error is not None:
+            raise event.error
+        return event
+
+    async def embed(self, backend: Backend, request: Request) -> EmbedEvent:
+        """Submit an embedding request and wait for its one event."""
+
+        def handle(event: Event) -> EmbedEvent:
+            assert isinstance(event, EmbedEvent), f"an embedding request was answered by {event!r}"
+            return event
+
+        event = await self._follow(backend, request, handle)
+        if event.error is not None:
+            raise event.error
+        return event
+
+    async def _follow(self, backend: Backend, request: Request, handle: Callable[[Event], T | None]) -> T:
+        """Wait until `handle` returns something for one of the request's events."""
+        done: asyncio.Future[T] = self.loop.create_future()
+
+        def route(event: Event) -> None:
+            try:
+                result = handle(event)
+            except Exception as error:  # noqa: BLE001 - the waiting hole raises it
+                if not done.done():
+                    done.set_exception(error)
+                return
+            if result is not None and not done.done():
+                done.set_result(result)
+
+        self._handlers[request.request_id] = route
+        try:
+            backend.submit(request, self._deliver)
+            async with asyncio.timeout(request.timeout):
+                return await done
+        except TimeoutError as error:
+            backend.cancel(request.request_id)
+            raise HoleTimeout(f"not filled within {request.timeout} s") from error
+        except asyncio.CancelledError:
+            backend.cancel(request.request_id)
+            raise
+        finally:
+            del self._handlers[request.request_id]
+
+    def _deliver(self, events: Sequence[Event]) -> None:
+        try:
+            self.loop.call_soon_threadsafe(self._dispatch, events)
+        except RuntimeError:
+            return  # the loop is closed: the interpreter exits and every reader was told
+
+    def _dispatch(self, events: Sequence[Event]) -> None:
+        for event in events:
+            handler = self._handlers.get(event.request_id)
+            if handler is not None:  # None: cancelled here, while the event was on its way
+                handler(event)
+
+    def _main(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        try:
+            self.loop.run_forever()
+        finally:
+            self.loop.close()
+
+    def _shut_down(self) -> None:
+        for run in list(self.live):
+            run.cancel(Cancelled("the interpreter exits, or the executor was closed"))
+        for task in asyncio.all_tasks(self.loop):
+            task.cancel()
+        # Two turns later the cancelled tasks have failed their holes.
+        self.loop.call_later(0.05, self.loop.stop)

@@ -1,0 +1,126 @@
+"""One run of a program: what all its streams share."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from palmette.errors import BudgetExceeded, InvalidOption, PalmetteError
+from palmette.interpreter.budget import Budget, Purse
+from palmette.interpreter.executor import Executor
+from palmette.interpreter.hole import awaited
+from palmette.ir import HoleOptions, StreamPath
+from palmette.types import Backend, ProgramEnded, Usage
+
+if TYPE_CHECKING:  # a run lists its streams, a stream asks its run: types only
+    from palmette.interpreter.stream import Stream
+
+RolesMode: TypeAlias = Literal["strict", "rerender"]
+MAX_BRANCHES = 100_000  # live branches of one program
+
+
+@dataclass(frozen=True, slots=True)
+class HoleRecord:
+    """What one hole came to, for run records."""
+
+    stream: StreamPath
+    hole: int
+    name: str | None
+    sample: int
+    token_ids: tuple[int, ...]
+    text: str
+    reason: str
+
+
+class ProgramRun:
+    """Options, seed, budget and usage of one program instance, and its live streams."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        backend: Backend,
+        *,
+        seed: int,
+        options: HoleOptions,
+        budget: Budget | None = None,
+        roles: RolesMode = "strict",
+        namespace: str = "",
+    ) -> None:
+        if roles not in ("strict", "rerender"):
+            raise InvalidOption("roles", roles, "'strict' or 'rerender'")
+        self.executor = executor
+        self.backend = backend
+        self.seed = seed
+        self.options = options
+        self.roles = roles
+        self.namespace = namespace
+        self.program_id = executor.next_request_id()
+        self.usage = Usage()
+        self.records: list[HoleRecord] = []
+        self.streams: dict[StreamPath, Stream] = {}
+        self.ret_value: Any = None  # of the body
+        self.body_error: BaseException | None = None
+        self.over: Future[None] = Future()  # done when the body returned and every stream settled
+        self.budget = budget or Budget()
+        self.purse = Purse(self.budget)
+        self._clock: asyncio.TimerHandle | None = None
+        executor.call(self._begin)
+
+    @property
+    def is_over(self) -> bool:
+        return self.over.done()
+
+    def _begin(self) -> None:
+        self.executor.live.add(self)
+        if self.budget.seconds is not None:
+            error = BudgetExceeded(f"the run's budget of {self.budget.seconds} s is used up")
+            self._clock = self.executor.loop.call_later(self.budget.seconds, self.cancel, error)
+
+    # -- on the loop --
+
+    def cancel(self, error: PalmetteError) -> None:
+        """Fail every stream and abort what is in flight."""
+        for stream in list(self.streams.values()):
+            stream.abort(error)
+
+    async def settle(self) -> None:
+        """Wait until every stream has executed all that was appended to it."""
+        waited: set[StreamPath] = set()
+        while new := [s for path, s in self.streams.items() if path not in waited]:
+            waited.update(s.path for s in new)
+            await asyncio.gather(*(awaited(s.barrier()) for s in new))
+
+    def finish(self) -> None:
+        """Nothing more will come: tell the backend, forget the clock."""
+        if self.is_over:
+            return
+        if self._clock is not None:
+            self._clock.cancel()
+        self.executor.live.discard(self)
+        for stream in self.streams.values():
+            stream.end("its program is over")
+            stream.give_up_names()
+            stream.close()
+        self.backend.notify(ProgramEnded(self.program_id))
+        self.over.set_result(None)
+
+    def count(self, usage: Usage) -> None:
+        self.usage = self.usage + usage
+
+    def record_json(self) -> list[dict[str, Any]]:
+        """The holes in an order that does not depend on timing."""
+        ordered = sorted(self.records, key=lambda r: (r.stream, r.hole, r.sample))
+        return [
+            {
+                "stream": list(r.stream),
+                "hole": r.hole,
+                "name": r.name,
+                "sample": r.sample,
+                "token_ids": list(r.token_ids),
+                "text": r.text,
+                "reason": r.reason,
+            }
+            for r in ordered
+        ]

@@ -1,0 +1,429 @@
+"""A running stream: the queue an author appends to, and the loop's work on it.
+
+Two sides meet here. The author's side (any thread) appends items and registers the names they will fill; it never
+blocks. The loop's side executes the items in order and moves the cursor; a stream has a task only while it has work.
+How each kind of node is executed stands in steps.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from palmette.errors import (
+    BlockingRead,
+    BranchEnded,
+    Cancelled,
+    InvalidOption,
+    PalmetteError,
+    ProgramError,
+    UnknownHole,
+)
+from palmette.interpreter.cursor import Cursor
+from palmette.interpreter.hole import Filled, Hole, filled_hole
+from palmette.interpreter.run import MAX_BRANCHES, ProgramRun
+from palmette.interpreter.steps import execute
+from palmette.interpreter.support import check_supported
+from palmette.ir import (
+    Checkpoint,
+    Fork,
+    Gen,
+    Join,
+    JoinMode,
+    JoinPolicy,
+    Node,
+    Rollback,
+    ScopeEnd,
+    Select,
+    SetVariable,
+    SourcePos,
+    StreamPath,
+)
+from palmette.types import Hints
+
+
+@dataclass(slots=True)
+class Item:
+    """A node in the queue, with the holes it fills and the branches it releases or awaits."""
+
+    seq: int
+    node: Node | None  # None = a barrier: `done` tells that everything before it was executed
+    holes: dict[str, Hole] = field(default_factory=dict)
+    branches: tuple[Stream, ...] = ()
+    done: Future[None] | None = None
+    dropped: bool = False  # a rollback passed over it while it was executed
+
+
+@dataclass(slots=True)
+class SavePoint:
+    """What a rollback restores. The cursor is known once the checkpoint was executed."""
+
+    seq: int
+    index: int
+    names: dict[str, Hole]
+    cursor: Cursor | None = None
+
+
+class Stream:
+    """One line of tokens being written; a fork makes more."""
+
+    def __init__(self, run: ProgramRun, path: StreamPath = (), names: dict[str, Hole] | None = None) -> None:
+        self.run = run
+        self.path = path
+        self.cursor = Cursor()
+        self.error: PalmetteError | None = None
+        self.error_was_read = False
+        self.cancelled = False
+        self.scope_starts: list[tuple[str, int]] = []  # open variable scopes and the character they begin at
+        self.fork_base: Cursor | None = None  # where a branch left its parent
+        self.hints = Hints(program=run.program_id)  # of the next request; a branch's first one names its siblings
+        self.savepoints: dict[int, SavePoint] = {}
+        self.transcript: Hole | None = None
+
+        self._lock = threading.Lock()
+        self._queue: deque[Item] = deque()
+        self._names: dict[str, Hole] = dict(names or {})
+        self._inherited: dict[str, Hole] = dict(self._names)
+        self._named: dict[str, Future[Hole]] = {}  # observers waiting for a name to be appended
+        self._scopes: list[str] = []
+        self._counts = {"hole": 0, "fork": 0, "checkpoint": 0, "item": 0}
+        self._children: list[Stream] = []
+        self._ended: str | None = None
+        self._held = bool(path)  # a branch starts when its fork was executed
+        self._pumping = False
+        self._task: asyncio.Task[None] | None = None
+        self._current: Item | None = None
+        run.streams[path] = self
+
+    # -- the author's side ------------------------------------------------------------------------------------------
+
+    def append(self, node: Node) -> Hole | None:
+        """Queue a node; returns the hole it fills, if any.
+
+        Raises:
+            UnsupportedConstraint, UnsupportedFeature: the backend cannot do it; nothing was queued.
+        """
+        check_supported(node, self.run.backend.capabilities)
+        holes: dict[str, Hole] = {}
+        hole: Hole | None = None
+        if isinstance(node, Gen | Select):
+            hole = Hole(node.name, node, self._count("hole"))
+            holes[node.name or ""] = hole
+            if isinstance(node, Gen) and node.reasoning is not None and node.name:
+                name = f"{node.name}_reasoning_content"
+                holes[name] = Hole(name, node, -1)
+        elif isinstance(node, ScopeEnd):
+            hole = holes[node.name] = Hole(node.name, node, -1)
+        elif isinstance(node, SetVariable):
+            hole = holes[node.name] = filled_hole(node.name, node.value)
+        self._push(node, holes=holes)
+        return hole
+
+    def open_scope(self, name: str) -> None:
+        self._scopes.append(name)
+
+    def close_scope(self) -> None:
+        self._scopes.pop()
+
+    def fork(self, size: int, source: SourcePos | None) -> list[Stream]:
+        """Declare `size` branches; they start where the stream stands when it gets here."""
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise InvalidOption("fork", size, "a number of branches >= 1").at(source=source)
+        if len(self.run.streams) + size > MAX_BRANCHES:
+            raise InvalidOption("fork", size, f"at most {MAX_BRANCHES} live branches in one program").at(source=source)
+        index = self._count("fork")
+        with self._lock:
+            names = dict(self._names)
+        branches = [Stream(self.run, (*self.path, index, i), names) for i in range(size)]
+        self._children.extend(branches)
+        self._push(Fork(index, size, source), branches=branches)
+        return branches
+
+    def join(self, branches: Iterable[Stream], mode: JoinMode, policy: JoinPolicy, source: SourcePos | None) -> None:
+        """End the branches and take over what `mode` says of them."""
+        branches = tuple(branches)
+        if mode not in ("gather_variable", "concate_and_append", "copy"):
+            raise InvalidOption("mode", mode, "'gather_variable' or 'concate_and_append'").at(source=source)
+        if policy not in ("all", "first_error", "collect"):
+            raise InvalidOption("on_error", policy, "'all', 'first_error' or 'collect'").at(source=source)
+        for branch in branches:
+            branch.end("it was joined")
+        names: tuple[str, ...] = ()
+        if mode != "concate_and_append":
+            names = tuple(dict.fromkeys(name for b in branches for name in b.own_names()))
+        node = Join(branches[0].path[-2] if branches else 0, mode, policy, names, source)
+        self._push(node, holes={name: Hole(name, node, -1) for name in names}, branches=branches)
+
+    def checkpoint(self, source: SourcePos | None) -> int:
+        index = self._count("checkpoint")
+        with self._lock:
+            names = dict(self._names)
+        item = self._push(Checkpoint(index, source))
+        self.savepoints[index] = SavePoint(item.seq, index, names)
+        return index
+
+    def rollback(self, index: int, source: SourcePos | None) -> None:
+        """Undo what was appended since the checkpoint, also what is still being generated."""
+        save = self.savepoints.get(index)
+        if save is None:
+            raise ProgramError("no such checkpoint in this stream, or it was rolled back itself", source=source)
+        dropped: list[Item] = []
+        with self._lock:
+            while self._queue and self._queue[-1].seq > save.seq:
+                dropped.append(self._queue.pop())
+            self._names = dict(save.names)
+            if self._current is not None and self._current.seq > save.seq:
+                self._current.dropped = True
+        self.savepoints = {k: v for k, v in self.savepoints.items() if v.seq <= save.seq}
+        for item in dropped:
+            self.run.executor.call(_settle, item, Cancelled("rolled back before it was filled", source=source))
+        self._push(Rollback(index, source))
+        self.run.executor.call(self._interrupt_dropped)
+
+    def end(self, why: str) -> None:
+        """Accept nothing more; `why` completes the sentence of BranchEnded."""
+        self._ended = self._ended or why
+
+    def barrier(self) -> Future[None]:
+        """Done when everything appended so far was executed, or failed; an ended stream has barriers too."""
+        done: Future[None] = Future()
+        self._push(None, done=done)
+        return done
+
+    def own_names(self) -> list[str]:
+        """Names that are new since the fork, or refilled."""
+        with self._lock:
+            return [name for name, hole in self._names.items() if self._inherited.get(name) is not hole]
+
+    def read(self, name: str) -> Any:
+        """The value of a hole; blocks until that hole is filled, and no longer.
+
+        Raises:
+            UnknownHole, BlockingRead, or whatever the hole failed with.
+        """
+        hole = self.hole(name)
+        if not hole.is_done and runs_event_loop():
+            raise BlockingRead(name)
+        return self.value(hole)
+
+    def value(self, hole: Hole) -> Any:
+        """The value of a filled hole, or its error, which counts as read from now on."""
+        try:
+            return hole.future.result().value
+        except PalmetteError:
+            self.error_was_read = True
+            raise
+
+    def read_last(self) -> Any:
+        raise UnknownHole("a hole without a name is read where it is appended: value = s.gen(...)")
+
+    def host_step(self, name: str, source: SourcePos | None) -> None:
+        """Python decides: nothing to execute."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Everything appended so far was executed."""
+        with self._lock:
+            return not self._queue and not self._pumping
+
+    def names(self) -> list[str]:
+        with self._lock:
+            return list(self._names)
+
+    def find(self, name: str) -> Hole | None:
+        return self._names.get(name)
+
+    def hole(self, name: str) -> Hole:
+        """Raises UnknownHole for a name that nothing appended so far defines."""
+        hole = self._names.get(name)
+        if hole is None:
+            raise self._unknown(name)
+        return hole
+
+    def when_named(self, name: str) -> Future[Hole]:
+        """The hole of that name as soon as the program appends it; UnknownHole if it ends without."""
+        with self._lock:
+            if name in self._names:
+                found: Future[Hole] = Future()
+                found.set_result(self._names[name])
+                return found
+            if not self.run.is_over:
+                return self._named.setdefault(name, Future())
+        failed: Future[Hole] = Future()
+        failed.set_exception(self._unknown(name))
+        return failed
+
+    def give_up_names(self) -> None:
+        """The body is over: nobody will append what observers still wait for."""
+        with self._lock:
+            waiting, self._named = self._named, {}
+        for name, future in waiting.items():
+            future.set_exception(self._unknown(name))
+
+    def cancel(self, error: PalmetteError) -> None:
+        self.end("it was cancelled")
+        self.run.executor.call(self.abort, error)
+
+    def _unknown(self, name: str) -> UnknownHole:
+        if name in self._scopes:
+            return UnknownHole(f"variable scope {name!r} is still open: its text is complete behind the `with` block")
+        known = ", ".join(repr(n) for n in self.names()) or "none"
+        return UnknownHole(f"no expression appended so far defines {name!r}; defined are: {known}")
+
+    def _push(
+        self,
+        node: Node | None,
+        *,
+        holes: dict[str, Hole] | None = None,
+        branches: Iterable[Stream] = (),
+        done: Future[None] | None = None,
+    ) -> Item:
+        if node is not None and self._ended is not None:
+            raise BranchEnded(f"nothing can be appended to this stream: {self._ended}", source=node.source)
+        item = Item(self._count("item"), node, holes or {}, tuple(branches), done)
+        with self._lock:
+            self._queue.append(item)
+            self._names.update((name, hole) for name, hole in item.holes.items() if name)
+            found = [(f, item.holes[n]) for n, f in self._named.items() if n in item.holes]
+            for name in item.holes:
+                self._named.pop(name, None)
+            start = not self._pumping and not self._held
+            self._pumping = self._pumping or start
+        for future, hole in found:
+            future.set_result(hole)
+        if start:
+            self.run.executor.call(self._start)
+        return item
+
+    def _count(self, what: str) -> int:
+        with self._lock:
+            number = self._counts[what]
+            self._counts[what] = number + 1
+        return number
+
+    # -- the loop's side --------------------------------------------------------------------------------------------
+
+    def release(self, base: Cursor, hints: Hints) -> None:
+        """A branch starts: its fork was executed."""
+        self.cursor = self.fork_base = base
+        self.hints = hints
+        self._unhold()
+
+    def abort(self, error: PalmetteError) -> None:
+        """Fail what is unfinished, here and in every branch below."""
+        below = [self]
+        while below:
+            stream = below.pop()
+            below.extend(stream._children)
+            stream._abort(error)
+
+    def emit(self, text: str) -> None:
+        """Show text to whoever iterates over the whole stream."""
+        if self.transcript is not None:
+            self.transcript.push(text)
+
+    def watch(self) -> Hole:
+        """The whole text as a hole: what is there now, then what comes."""
+        if self.transcript is None:
+            self.transcript = Hole(None, None, -1)
+            self.transcript.push(self.cursor.text_from(0))
+            if self.run.is_over:
+                self.close()
+        return self.transcript
+
+    def close(self) -> None:
+        """End the transcript."""
+        if self.transcript is not None:
+            if self.error is not None:
+                self.transcript.fail(self.error)
+            else:
+                self.transcript.fill(Filled(value=None))
+
+    def forget_children(self, branches: Iterable[Stream]) -> None:
+        """Joined branches are settled; the run need not hold them."""
+        gone = set(branches)
+        self._children = [child for child in self._children if child not in gone]
+        for branch in gone:
+            self.run.streams.pop(branch.path, None)
+
+    def _abort(self, error: PalmetteError) -> None:
+        self.end("it was cancelled")
+        self.cancelled = True
+        if self.error is None:
+            self.error = error
+        if self._task is not None and self._current is not None:
+            self._task.cancel()
+        self._unhold()
+
+    def _unhold(self) -> None:
+        with self._lock:
+            self._held = False
+            start = not self._pumping and bool(self._queue)
+            self._pumping = self._pumping or start
+        if start:
+            self._start()
+
+    def _start(self) -> None:
+        self._task = self.run.executor.loop.create_task(self._pump())
+
+    async def _pump(self) -> None:
+        """Execute items until the queue is empty."""
+        while True:
+            with self._lock:
+                if not self._queue:
+                    self._pumping = False
+                    self._task = None
+                    return
+                item = self._current = self._queue.popleft()
+            try:
+                if self.error is None or isinstance(item.node, Rollback):
+                    await execute(self, item)
+                error = self.error
+            except asyncio.CancelledError:
+                asyncio.current_task().uncancel()  # type: ignore[union-attr]
+                error = self.error or Cancelled("cancelled before it was filled", hole=_name(item))
+                if not item.dropped:
+                    self.error = error
+            except PalmetteError as caught:
+                error = caught.at(hole=_name(item), source=item.node.source if item.node else None)
+                self.error = None if item.dropped else error
+            except Exception as caught:  # noqa: BLE001 - every wait must end; the cause is chained
+                error = ProgramError(f"{type(caught).__name__}: {caught}", hole=_name(item))
+                error.__cause__ = caught
+                self.error = error.at(source=item.node.source if item.node else None)
+            with self._lock:
+                self._current = None
+            _settle(item, error)
+
+    def _interrupt_dropped(self) -> None:
+        if self._task is not None and self._current is not None and self._current.dropped:
+            self._task.cancel()
+
+
+def runs_event_loop() -> bool:
+    """Whether blocking this thread would stop an event loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _name(item: Item) -> str | None:
+    return next((name for name in item.holes if name), None)
+
+
+def _settle(item: Item, error: PalmetteError | None) -> None:
+    """Whatever became of an item, nobody waits for it any longer."""
+    for hole in item.holes.values():
+        hole.fail(error or ProgramError("the node was executed but did not fill its hole", hole=_name(item)))
+    if error is not None and isinstance(item.node, Fork):
+        for branch in item.branches:
+            branch.abort(error)
+    if item.done is not None and not item.done.done():
+        item.done.set_result(None)

@@ -1,0 +1,259 @@
+"""A program as data: the closed union of nodes that appending to a state produces.
+
+Every node is frozen and knows the line it came from. `Expr` gives nodes `+`, so that `"A: " + gen("x")` is an
+expression; `flatten` turns whatever an author may append into leaf nodes. Streams are named by their path in the fork
+tree: () is the program itself, (k, i) below a path is branch i of that stream's k-th fork.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias, get_args
+
+from palmette.errors import UsageError
+from palmette.ir.options import HoleOptions
+from palmette.ir.source import SourcePos
+
+StreamPath: TypeAlias = tuple[int, ...]
+JoinMode: TypeAlias = Literal["gather_variable", "concate_and_append", "copy"]
+JoinPolicy: TypeAlias = Literal["all", "first_error", "collect"]
+
+
+class Expr:
+    """Something that can be appended to a state; `+` concatenates."""
+
+    __slots__ = ()
+
+    def __add__(self, other: object) -> ExprList:
+        return ExprList((self, _as_item(other)))
+
+    def __radd__(self, other: object) -> ExprList:
+        return ExprList((_as_item(other), self))
+
+
+@dataclass(frozen=True, slots=True)
+class ExprList(Expr):
+    """A concatenation, in order. Items may be lists too; `flatten` opens them."""
+
+    items: tuple[Any, ...]
+
+    def __add__(self, other: object) -> ExprList:
+        return ExprList((*self.items, _as_item(other)))
+
+    def __radd__(self, other: object) -> ExprList:
+        return ExprList((_as_item(other), *self.items))
+
+
+class ChoiceRule(Protocol):
+    """Decides a `select` from the logprobs of the choices' tokens; stored in the IR by its name."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def needs_unconditional(self) -> bool: ...
+
+
+def _source() -> Any:
+    return field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Text(Expr):
+    """Constant text."""
+
+    text: str
+    source: SourcePos | None = _source()
+
+
+@dataclass(frozen=True, slots=True)
+class Argument(Expr):
+    """A program argument whose value only a run knows (traces only)."""
+
+    name: str
+    source: SourcePos | None = _source()
+
+
+@dataclass(frozen=True, slots=True)
+class Variable(Expr):
+    """The text of a hole, read where it is appended (traces only: a run appends the value)."""
+
+    name: str
+    stream: StreamPath = ()  # the stream that was read
+    source: SourcePos | None = _source()
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What a hole's text must match. `value` is the author's own object: pattern, schema, grammar or type."""
+
+    kind: Literal["regex", "json_schema", "grammar", "type", "dtype", "stop_regex"]
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Gen(Expr):
+    """A hole the model fills."""
+
+    name: str | None = None
+    options: HoleOptions = HoleOptions()
+    constraint: Constraint | None = None
+    reasoning: str | None = None  # the reasoning format that is split from the answer
+    source: SourcePos | None = _source()
+
+
+@dataclass(frozen=True, slots=True)
+class Select(Expr):
+    """A hole filled with one of `choices`."""
+
+    name: str | None
+    choices: tuple[str, ...]
+    rule: ChoiceRule
+    temperature: float = 0.0
+    source: SourcePos | None = _source()
+
+
+@dataclass(frozen=True, slots=True)
+class RoleBegin(Expr):
+    role: str
+    source: SourcePos | None = _source()
+
+
+@dataclass(frozen=True, slots=True)
+class RoleEnd(Expr):
+    role: str
+    source: SourcePos | None = _source()
+
+
+@dataclass(frozen=True, slots=True)
+class Media(Expr):
+    """An image or a video, named by path or digest."""
+
+    kind: Literal["image", "video"]
+    path: str
+    num_frames: int = 0
+    source: SourcePos | None = _source()
+
+
+@dataclass(frozen=True, slots=True)
+class Tool(Expr):
+    """A tool offered to the model, by name and JSON signature."""
+
+    name: str
+    signature: str
+    source: SourcePos | None = _source()
+
+
+@dataclass(frozen=True, slots=True)
+class Fork(Expr):
+    """`size` branches go on from here; `index` counts the forks of this stream."""
+
+    index: int
+    size: int
+    source: SourcePos | None = _source()
+
+
+@dataclass(frozen=True, slots=True)
+class Join(Expr):
+    """The branches of fork `index` end here. `names` are the variables they bring."""
+
+    index: int
+    mode: JoinMode = "gather_variable"
+    policy: JoinPolicy = "all"
+    names: tuple[str, ...] = ()
+    source: SourcePos | None = _source()
+
+
+@dataclass(frozen=True, slots=True)
+class SetVariable(Expr):
+    """s["x"] = value: names a value without writing text. Only JSON values serialize."""
+
+    name: str
+    value: Any
+    source: SourcePos | None = _source()
+
+
+@dataclass(frozen=True, slots=True)
+class ScopeBegin(Expr):
+    name: str
+    source: SourcePos | None = _source()
+
+
+@dataclass(frozen=True, slots=True)
+class ScopeEnd(Expr):
+    """The text since the matching begin becomes the variable."""
+
+    name: str
+    source: SourcePos | None = _source()
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint(Expr):
+    index: int  # counts the checkpoints of this stream
+    source: SourcePos | None = _source()
+
+
+@dataclass(frozen=True, slots=True)
+class Rollback(Expr):
+    """Everything appended since the checkpoint is undone; its tokens stay cached."""
+
+    index: int
+    source: SourcePos | None = _source()
+
+
+@dataclass(frozen=True, slots=True)
+class HostStep(Expr):
+    """A Python callable the program runs here (until=, a callable fork argument): named, never serialized."""
+
+    name: str
+    source: SourcePos | None = _source()
+
+
+Node: TypeAlias = (
+    Text
+    | Argument
+    | Variable
+    | Gen
+    | Select
+    | RoleBegin
+    | RoleEnd
+    | Media
+    | Tool
+    | Fork
+    | Join
+    | SetVariable
+    | ScopeBegin
+    | ScopeEnd
+    | Checkpoint
+    | Rollback
+    | HostStep
+)
+NODE_TYPES: tuple[type[Any], ...] = get_args(Node)
+
+
+def flatten(expr: object, source: SourcePos | None) -> Iterator[Node]:
+    """The leaf nodes of an expression, in order; plain strings become Text at `source`.
+
+    Raises:
+        UsageError: something that is no expression, named with its type.
+    """
+    stack = [expr]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, str):
+            yield Text(str(item), source)
+        elif isinstance(item, ExprList):
+            stack.extend(reversed(item.items))
+        elif isinstance(item, NODE_TYPES):
+            yield item
+        else:
+            raise UsageError(
+                f"cannot append {item!r} ({type(item).__name__}): append str, gen, select, roles, media or their sums"
+            )
+
+
+def _as_item(other: object) -> object:
+    if isinstance(other, str | Expr):
+        return other
+    raise TypeError(f"cannot concatenate {type(other).__name__} to a program expression: write str(...) around it")

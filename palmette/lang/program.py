@@ -1,0 +1,342 @@
+"""What `@function` makes of a function: something to run, map, stream and trace."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import os
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from concurrent.futures import Future
+from typing import Any, Literal, TypeAlias, overload
+
+from palmette.errors import BlockingRead, InvalidOption
+from palmette.interpreter.seeds import fresh_seed, instance_seed
+from palmette.interpreter.stream import Stream, runs_event_loop
+from palmette.interpreter.tracer import Trace, TraceStream, is_tracing, traced
+from palmette.interpreter.workers import WorkerPool
+from palmette.ir import Gen, HoleOptions
+from palmette.lang.call import RunOptions, Signature
+from palmette.lang.execution import Call, Execution, Outcome, wait_for
+from palmette.lang.progress import progressed
+from palmette.lang.session import current_options, resolve_backend, shared_executor
+from palmette.lang.state import State
+from palmette.types import Backend
+
+OnError: TypeAlias = Literal["raise", "return"]
+
+_WINDOW = 16_384  # async instances in flight at once
+MAX_THREADS = 256
+
+
+class Program:
+    """A program. Its body's first parameter is the state; the others are the program's parameters.
+
+    Parameters of the program win over run options of the same name; pass such an option with `options(...)`.
+    Run options: every sampling option of `gen`, and `backend`, `seed`, `budget`, `stream`, `roles`, `namespace`,
+    `record`.
+    """
+
+    def __init__(
+        self,
+        func: Callable[..., Any],
+        *,
+        num_api_spec_tokens: int | None = None,
+        bound: Mapping[str, Any] | None = None,
+    ) -> None:
+        functools.update_wrapper(self, func)
+        self.func = func
+        self.num_api_spec_tokens = num_api_spec_tokens
+        self.bound = dict(bound or {})
+        self.signature = Signature(func)
+        self.is_async = inspect.iscoroutinefunction(func)
+
+    @property
+    def arg_names(self) -> list[str]:
+        return [p.name for p in self.signature.parameters]
+
+    def __repr__(self) -> str:
+        return f"<program {self.signature.name}({', '.join(self.arg_names)})>"
+
+    def bind(self, **kwargs: Any) -> Program:
+        """The same program with some arguments fixed."""
+        self.signature.missing((), kwargs)  # an unknown name fails here
+        return Program(self.func, num_api_spec_tokens=self.num_api_spec_tokens, bound={**self.bound, **kwargs})
+
+    # -- one instance ----------------------------------------------------------------------------------------------
+
+    def run(self, *args: Any, **kwargs: Any) -> State:
+        """Run the program and return its finished state; with `stream=True` return at once.
+
+        A plain body runs on this thread, an `async def` body on the background loop.
+
+        Raises:
+            PalmetteError: what a hole failed with, with `.state`; an exception of the body is raised as it is.
+            BlockingRead: this thread runs an event loop; use `await program.arun(...)`.
+        """
+        call = self._call(args, kwargs)
+        if call.options.stream:
+            return Execution(call).in_background()
+        if runs_event_loop():
+            raise BlockingRead("run").at(source="use `await program.arun(...)`")
+        execution = Execution(call)
+        return wait_for(shared_executor().start(execution.there())) if self.is_async else execution.here()
+
+    async def arun(self, *args: Any, **kwargs: Any) -> State:
+        """`run` for a coroutine: an `async def` body runs on this loop, a plain one on a thread of its own."""
+        return await Execution(self._call(args, kwargs)).there()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run it; the body's return value if it returns one, else the finished state.
+
+        With a state as first argument the body writes into that state. Inside a trace it is traced.
+        """
+        if args and isinstance(args[0], State):
+            return self.func(*args, **{**self.bound, **kwargs})
+        if is_tracing():
+            value = self.trace(*args, **kwargs).ret_value
+            return State(value) if isinstance(value, TraceStream) else value
+        state = self.run(*args, **kwargs)
+        return state if state.ret_value is None else state.ret_value
+
+    def stream(self, *args: Any, **kwargs: Any) -> Iterator[str]:
+        """Run it and yield the program's text in pieces as it is written."""
+        state = self.run(*args, stream=True, **kwargs)
+        yield from state.text_iter()
+
+    async def astream(self, *args: Any, **kwargs: Any) -> AsyncIterator[str]:
+        """The same, for `async for`."""
+        state = self.run(*args, stream=True, **kwargs)
+        async for piece in state.text_async_iter():
+            yield piece
+
+    # -- many instances --------------------------------------------------------------------------------------------
+
+    @overload
+    def run_batch(
+        self,
+        batch_kwargs: Iterable[Any],
+        *,
+        num_threads: int | Literal["auto"] = "auto",
+        progress_bar: bool = False,
+        generator_style: Literal[False] = False,
+        **run_options: Any,
+    ) -> list[State]: ...
+    @overload
+    def run_batch(
+        self,
+        batch_kwargs: Iterable[Any],
+        *,
+        num_threads: int | Literal["auto"] = "auto",
+        progress_bar: bool = False,
+        generator_style: Literal[True],
+        **run_options: Any,
+    ) -> Iterator[State]: ...
+    def run_batch(
+        self,
+        batch_kwargs: Iterable[Any],
+        *,
+        num_threads: int | Literal["auto"] = "auto",
+        progress_bar: bool = False,
+        generator_style: bool = False,
+        **run_options: Any,
+    ) -> list[State] | Iterator[State]:
+        """Run one instance for each item, many at a time; states come back in order.
+
+        An item is a dict of arguments, a tuple of positional ones, or the single argument itself. A failed instance
+        comes back as its state with `.error()` set. With `generator_style` states are yielded as they are finished,
+        in order, and at most a window of instances is held.
+        """
+        outcomes = self._outcomes(batch_kwargs, num_threads, run_options)
+        states = (state for state, _ in progressed(outcomes, _len(batch_kwargs), enabled=progress_bar))
+        return states if generator_style else list(states)
+
+    def map(
+        self,
+        items: Iterable[Any],
+        *,
+        progress: bool = False,
+        on_error: OnError = "raise",
+        num_threads: int | Literal["auto"] = "auto",
+        **run_options: Any,
+    ) -> list[Any]:
+        """The values of one call for each item (see `__call__`), in order.
+
+        With on_error="return" a failed item's exception stands in its place; with "raise" the first one is raised,
+        after every item has ended.
+        """
+        _check_on_error(on_error)
+        outcomes = self._outcomes(items, num_threads, run_options)
+        return _values(list(progressed(outcomes, _len(items), enabled=progress)), on_error)
+
+    async def amap(
+        self,
+        items: Iterable[Any],
+        *,
+        on_error: OnError = "raise",
+        max_in_flight: int = _WINDOW,
+        **run_options: Any,
+    ) -> list[Any]:
+        """`map` for a coroutine; `async def` bodies run on this loop."""
+        _check_on_error(on_error)
+        gate = asyncio.Semaphore(max_in_flight)
+
+        async def one(call: Call) -> Outcome:
+            async with gate:
+                return await Execution(call).aoutcome()
+
+        calls = list(self._calls(items, run_options))
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(call)) for call in calls]
+        return _values([task.result() for task in tasks], on_error)
+
+    # -- without a model -------------------------------------------------------------------------------------------
+
+    def trace(self, *args: Any, backend: Backend | None = None, **kwargs: Any) -> Trace:
+        """Run the body with symbols for the arguments that are not given, and return the program as data.
+
+        No model is needed; `backend` is accepted for SGLang's sake. The trace ends at the first decision that depends
+        on a value only a run knows, and names it.
+        """
+        kwargs = {**self.bound, **kwargs}
+        symbols = self.signature.missing(args, kwargs)
+
+        def body(stream: TraceStream, values: Mapping[str, Any]) -> Any:
+            result = self.func(State(stream), *args, **kwargs, **values)
+            return asyncio.run(result) if self.is_async else result
+
+        return traced(self.signature.name, body, symbols)
+
+    def cache(self, backend: Backend | None = None) -> None:
+        """Compute the program's constant beginning once, so that the first instance finds it cached."""
+        found = resolve_backend(backend)
+        prefix = self.trace().constant_prefix()
+        if not prefix:
+            return
+        run = RunOptions(holes=current_options(), backend=found).start()
+        stream = Stream(run)
+        try:
+            for node in prefix:
+                stream.append(node)
+            stream.append(Gen(None, HoleOptions(max_new_tokens=0)))  # computes the prompt and nothing else
+            wait_for(shared_executor().start(run.settle()))
+        finally:
+            run.executor.call(run.finish)
+        if stream.error is not None:
+            raise stream.error
+
+    # -- internals -------------------------------------------------------------------------------------------------
+
+    def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+        arguments, run = self.signature.split(kwargs)
+        arguments = {**self.bound, **arguments}
+        self.signature.bind(args, arguments)
+        return Call(self.func, self.signature.name, args, arguments, RunOptions.of(run))
+
+    def _calls(self, items: Iterable[Any], run_options: Mapping[str, Any]) -> Iterator[Call]:
+        """One call for each item, under one set of options, each with a seed of its own."""
+        shared = RunOptions.of(run_options)
+        if shared.stream or shared.record:
+            raise InvalidOption("stream" if shared.stream else "record", True, "for `run`, not for a batch")
+        base = fresh_seed() if shared.seed is None else shared.seed
+        for index, item in enumerate(items):
+            args, kwargs = _arguments(item)
+            arguments = {**self.bound, **kwargs}
+            self.signature.bind(args, arguments)
+            yield Call(self.func, self.signature.name, args, arguments, shared, instance_seed(base, index))
+
+    def _outcomes(
+        self, items: Iterable[Any], num_threads: int | Literal["auto"], run_options: Mapping[str, Any]
+    ) -> Iterator[Outcome]:
+        """Run every call, a window of them at a time, and yield what became of each in order."""
+        if runs_event_loop():
+            raise BlockingRead("run_batch").at(source="use `await program.amap(...)`")
+        calls = self._calls(items, run_options)
+        if self.is_async:
+            executor = shared_executor()
+            yield from _in_window(calls, _WINDOW, lambda call: executor.start(_start(call)))
+            return
+        threads = _thread_count(num_threads, _len(items))
+        if threads == 1:
+            yield from (Execution(call).outcome() for call in calls)
+            return
+        pool = WorkerPool(threads)
+        try:
+            yield from _in_window(calls, 4 * threads, lambda call: pool.submit(lambda: Execution(call).outcome()))
+        finally:
+            pool.close()
+
+
+async def _start(call: Call) -> Outcome:
+    return await Execution(call).aoutcome()
+
+
+def _in_window(calls: Iterator[Call], window: int, submit: Callable[[Call], Future[Outcome]]) -> Iterator[Outcome]:
+    """Keep at most `window` calls submitted and unread; yields in order."""
+    running: deque[Future[Outcome]] = deque()
+    try:
+        for call in calls:
+            running.append(submit(call))
+            if len(running) >= window:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+    finally:
+        for future in running:  # the reader stopped early, or was interrupted
+            future.cancel()
+
+
+def _thread_count(num_threads: int | Literal["auto"], size: int | None) -> int:
+    if num_threads == "auto":
+        wanted = min(MAX_THREADS, max(96, 16 * (os.cpu_count() or 1)))
+    elif isinstance(num_threads, bool) or not isinstance(num_threads, int) or num_threads < 1:
+        raise InvalidOption("num_threads", num_threads, "'auto' or an integer >= 1")
+    else:
+        wanted = num_threads
+    return max(1, wanted if size is None else min(wanted, size))
+
+
+def _arguments(item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A dict is keyword arguments, a tuple positional ones, anything else the one argument."""
+    if isinstance(item, Mapping):
+        return (), dict(item)
+    return (tuple(item), {}) if isinstance(item, tuple) else ((item,), {})
+
+
+def _values(outcomes: Sequence[Outcome], on_error: OnError) -> list[Any]:
+    if on_error == "raise":
+        for _, error in outcomes:
+            if error is not None:
+                raise error
+    return [error or _value(state) for state, error in outcomes]
+
+
+def _value(state: State) -> Any:
+    return state if state.ret_value is None else state.ret_value
+
+
+def _len(items: Iterable[Any]) -> int | None:
+    return len(items) if isinstance(items, Sized) else None
+
+
+def _check_on_error(on_error: str) -> None:
+    if on_error not in ("raise", "return"):
+        raise InvalidOption("on_error", on_error, "'raise' or 'return'")
+
+
+@overload
+def function(func: Callable[..., Any], /) -> Program: ...
+@overload
+def function(*, num_api_spec_tokens: int | None = None) -> Callable[[Callable[..., Any]], Program]: ...
+def function(
+    func: Callable[..., Any] | None = None, /, *, num_api_spec_tokens: int | None = None
+) -> Program | Callable[[Callable[..., Any]], Program]:
+    """Make a program of a function whose first parameter is the state. Bare or called, on `def` and `async def`.
+
+    Args:
+        num_api_spec_tokens: for API backends: how many tokens to generate ahead of the program in one call.
+    """
+    if func is not None:
+        return Program(func)
+    return lambda f: Program(f, num_api_spec_tokens=num_api_spec_tokens)

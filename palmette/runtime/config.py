@@ -1,0 +1,120 @@
+"""How a runtime is built: frozen, composed, checked once. Each part of the runtime sees only its own piece.
+
+Knows names, defaults and ranges. Does not know the model: what depends on it (`None` here) is settled by `resolve`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from palmette.errors import InvalidOption
+
+DType = Literal["float32", "bfloat16", "float16"]
+PolicyName = Literal["longest_prefix", "depth_first", "fcfs", "random"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """Which model, and how it is held."""
+
+    model_path: str = "smollm2"  # a .gguf file, a directory, "smollm2" or a hub name
+    dtype: DType = "float32"
+    device: str = "cpu"
+    context_len: int | None = None  # tokens of prompt and output together; None = the model's own
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model_path, str) or not self.model_path:
+            raise InvalidOption("model_path", self.model_path, "a non-empty string")
+        _check_choice("dtype", self.dtype, get_args(DType))
+        if not isinstance(self.device, str) or not self.device:
+            raise InvalidOption("device", self.device, "a non-empty string such as 'cpu' or 'cuda'")
+        if self.context_len is not None:
+            _check_int("context_len", self.context_len, 2, 1 << 24)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheConfig:
+    """The pool of KV slots, shared by running requests and cached prefixes."""
+
+    kv_tokens: int | None = None  # slots of the pool; None = the context, but at least DEFAULT_KV_TOKENS
+    page_size: int = 1  # slots handed out together; prefixes are shared in whole pages
+    enabled: bool = True  # False: nothing is shared between requests (an ablation)
+    hints: bool = True  # False: what programs tell of their forks and ends is not listened to (an ablation)
+    measure_optimum: bool = False  # count what an infinite cache would compute; costs memory for every token seen
+
+    def __post_init__(self) -> None:
+        _check_int("page_size", self.page_size, 1, 1024)
+        if self.kv_tokens is not None:
+            _check_int("kv_tokens", self.kv_tokens, max(2, self.page_size), 1 << 40)
+        for name in ("enabled", "hints", "measure_optimum"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidOption(name, getattr(self, name), "True or False")
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """What goes into a step. Changes speed, never results."""
+
+    max_running: int = 256  # requests that hold KV at once
+    chunk_size: int = 512  # tokens of a step; longer prompts are computed in several steps
+    policy: PolicyName = "longest_prefix"
+    window: int = 256  # oldest waiting requests the policy orders; bounds the cost of a step
+    max_overtaken: int = 256  # younger requests that may be admitted before one that waits
+    decode_reserve: int = 32  # tokens kept for the growth of each running request when another is admitted
+    seed: int = 0  # of policy="random"
+
+    def __post_init__(self) -> None:
+        _check_int("max_running", self.max_running, 1, 1 << 16)
+        _check_int("chunk_size", self.chunk_size, 1, 1 << 20)
+        _check_choice("policy", self.policy, get_args(PolicyName))
+        _check_int("window", self.window, 1, 1 << 16)
+        _check_int("max_overtaken", self.max_overtaken, 0, 1 << 30)
+        _check_int("decode_reserve", self.decode_reserve, 0, 1 << 20)
+        _check_int("seed", self.seed, 0, (1 << 64) - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeConfig:
+    """Everything a runtime is built from."""
+
+    model: ModelOptions = ModelOptions()
+    cache: CacheConfig = CacheConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+
+    def __post_init__(self) -> None:
+        if self.scheduler.chunk_size < self.cache.page_size:
+            raise InvalidOption(
+                "chunk_size", self.scheduler.chunk_size, f"at least the page size, {self.cache.page_size}"
+            )
+
+
+DEFAULT_KV_TOKENS = 16384
+
+
+def resolve(config: RuntimeConfig, *, model_context_len: int) -> RuntimeConfig:
+    """The same with nothing left open: context_len and kv_tokens are numbers, kv_tokens in whole pages.
+
+    Raises:
+        InvalidOption: a context longer than the model's.
+    """
+    context_len = config.model.context_len or model_context_len
+    if context_len > model_context_len:
+        raise InvalidOption("context_len", context_len, f"at most {model_context_len}, the model's own")
+    kv_tokens = config.cache.kv_tokens or max(context_len, DEFAULT_KV_TOKENS)
+    kv_tokens -= kv_tokens % config.cache.page_size
+    return replace(
+        config,
+        model=replace(config.model, context_len=context_len),
+        cache=replace(config.cache, kv_tokens=kv_tokens),
+    )
+
+
+def _check_int(name: str, value: object, low: int, high: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise InvalidOption(name, value, f"an integer from {low} to {high}")
+
+
+def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InvalidOption(name, value, "one of " + ", ".join(allowed))

@@ -1,0 +1,72 @@
+"""The tensors that hold keys and values, described layer by layer.
+
+Knows shapes and slots. Does not know who owns a slot (the allocator and the radix tree do) nor what is in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from palmette.errors import UnsupportedFeature
+
+
+class KVKind(StrEnum):
+    """What a layer keeps of the past."""
+
+    FULL = "full"  # keys and values of every token
+    WINDOW = "window"  # only those of the last `window` tokens are read
+    LATENT = "latent"  # one compressed vector a token
+    RECURRENT = "recurrent"  # a state of fixed size, at snapshots
+    SHARED = "shared"  # reads what layer `share_with` keeps
+
+
+@dataclass(frozen=True, slots=True)
+class LayerKVSpec:
+    """What one layer keeps per token."""
+
+    kind: KVKind
+    num_kv_heads: int
+    head_dim: int
+    window: int | None = None  # tokens, with kind WINDOW
+    share_with: int | None = None  # layer index, with kind SHARED
+    dtype: torch.dtype = torch.float32
+
+
+class KVPool:
+    """Keys and values of `num_slots` tokens for every layer, zeroed, and one more slot that stays zero.
+
+    A sliding-window layer is stored like a full one; its attention masks.
+    TODO: give windows their own slot group with tombstones (needs the radix tree's component per group).
+    """
+
+    def __init__(self, specs: Sequence[LayerKVSpec], num_slots: int, device: torch.device | str = "cpu") -> None:
+        """Allocate. Each layer takes num_slots * num_kv_heads * head_dim * 2 elements.
+
+        Raises:
+            UnsupportedFeature: a kind that has no implementation yet.
+        """
+        for spec in specs:
+            if spec.kind not in (KVKind.FULL, KVKind.WINDOW):
+                raise UnsupportedFeature(f"KV of kind {spec.kind.value!r}", "only full and window layers are stored")
+        self.specs = tuple(specs)
+        self.num_slots = num_slots
+        self.pad_slot = num_slots  # padding of gathers points here, so that nobody's NaN reaches anybody else
+        self._keys = [self._allocate(spec, device) for spec in specs]
+        self._values = [self._allocate(spec, device) for spec in specs]
+
+    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer, each (num_slots + 1, num_kv_heads, head_dim)."""
+        return self._keys[index], self._values[index]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in (*self._keys, *self._values))
+
+    def _allocate(self, spec: LayerKVSpec, device: torch.device | str) -> Tensor:
+        shape = (self.num_slots + 1, spec.num_kv_heads, spec.head_dim)
+        return torch.zeros(shape, dtype=spec.dtype, device=device)

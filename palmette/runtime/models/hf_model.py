@@ -1,0 +1,105 @@
+"""A transformers checkpoint directory: config.json, *.safetensors and tokenizer files, as a LoadedModel's parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+from torch import Tensor
+
+from palmette.errors import CorruptModel, ModelNotFound
+from palmette.runtime.models.config import ModelConfig
+from palmette.runtime.models.hf_config import model_config
+from palmette.runtime.models.safetensors import SafetensorsFile, open_checkpoint, read_json
+
+_LINEARS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "q": "self_attn.q_proj",
+        "k": "self_attn.k_proj",
+        "v": "self_attn.v_proj",
+        "out": "self_attn.o_proj",
+        "gate": "mlp.gate_proj",
+        "up": "mlp.up_proj",
+        "down": "mlp.down_proj",
+    }
+)
+_NORMS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "attention_norm": "input_layernorm",
+        "mlp_norm": "post_attention_layernorm",
+        "q_norm": "self_attn.q_norm",
+        "k_norm": "self_attn.k_norm",
+    }
+)
+_SANDWICH_NORMS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        **_NORMS,
+        "post_attention_norm": "post_attention_layernorm",
+        "mlp_norm": "pre_feedforward_layernorm",
+        "post_mlp_norm": "post_feedforward_layernorm",
+    }
+)
+# Where the decoder sits: alone, or inside a model with vision (transformers 5, then 4).
+_PREFIXES: Final = ("model.", "model.language_model.", "language_model.model.")
+
+
+class CheckpointSource:
+    """The weights of a checkpoint directory, as `weights.WeightSource`."""
+
+    def __init__(self, files: Mapping[str, SafetensorsFile], config: ModelConfig, directory: Path) -> None:
+        self._files, self._config, self._directory = files, config, directory
+        known = [p for p in _PREFIXES if p + "embed_tokens.weight" in files]
+        if not known:
+            raise CorruptModel(str(directory), "no tensor is named model.embed_tokens.weight")
+        self._prefix = known[0]
+
+    def has(self, name: str) -> bool:
+        return self._name(name) in self._files
+
+    def read_into(self, name: str, out: Tensor) -> None:
+        key = self._name(name)
+        if key not in self._files:
+            raise CorruptModel(str(self._directory), f"tensor {key!r} is missing")
+        tensor = self._files[key].tensor(key)
+        if tensor.shape != out.shape:
+            raise CorruptModel(
+                str(self._files[key].path),
+                f"tensor {key!r} has shape {tuple(tensor.shape)}, the config implies {tuple(out.shape)}",
+            )
+        out.copy_(tensor)
+        if self._config.sandwich_norms and name.endswith("norm"):
+            out.add_(1.0)  # Gemma stores its norm weights less 1
+
+    def _name(self, name: str) -> str:
+        if name == "embedding":
+            return self._prefix + "embed_tokens.weight"
+        if name == "final_norm":
+            return self._prefix + "norm.weight"
+        if name == "head":
+            return "language_model.lm_head.weight" if self._prefix.startswith("language_model") else "lm_head.weight"
+        _, index, part = name.split(".", 2)
+        kind = "weight"
+        if part.endswith(".bias"):
+            part, kind = part.removesuffix(".bias"), "bias"
+        norms = _SANDWICH_NORMS if self._config.sandwich_norms else _NORMS
+        return f"{self._prefix}layers.{index}.{_LINEARS.get(part) or norms[part]}.{kind}"
+
+
+def open_directory(directory: Path) -> tuple[ModelConfig, CheckpointSource]:
+    """Config and weights of a checkpoint directory.
+
+    Raises:
+        ModelNotFound: no config.json or no *.safetensors.
+        UnsupportedArchitecture, UnsupportedFeature, CorruptModel: as reading them does.
+    """
+    path = directory / "config.json"
+    if not path.is_file():
+        raise ModelNotFound(str(directory), "the directory has no config.json")
+    config = model_config(read_json(path), str(path))
+    source = CheckpointSource(open_checkpoint(directory), config, directory)
+    if not config.tie_embeddings and not source.has("head"):
+        config = replace(config, tie_embeddings=True)  # fine-tunes leave the head out when it is the embedding
+    return config, source

@@ -1,0 +1,103 @@
+"""Small random models of every family: real architecture, real numerics, no files, ready in milliseconds.
+
+The same arguments give the same weights on any machine. They speak bytes (see `ByteTokenizer`) and mean nothing, which
+is enough for whatever does not depend on what a model knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from palmette.errors import UnsupportedArchitecture
+from palmette.kernels.rope import RopeSpec
+from palmette.runtime.byte_tokenizer import ByteTokenizer
+from palmette.runtime.models.config import FAMILIES, LayerConfig, ModelConfig
+from palmette.runtime.models.decoder import Decoder
+from palmette.runtime.models.digest import model_digest
+from palmette.runtime.models.loaded import LoadedModel
+from palmette.runtime.models.weights import assemble
+
+
+def tiny_config(family: str = "llama", *, vocab_size: int = 260, context_len: int = 2048) -> ModelConfig:
+    """2 layers, hidden 32, 4 heads over 2 KV heads, with what the family is known for.
+
+    Raises:
+        UnsupportedArchitecture: no such family.
+    """
+    rope = RopeSpec(dim=16, theta=10000.0)
+    base = ModelConfig(
+        family="llama",
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=16,
+        context_len=context_len,
+        norm_eps=1e-5,
+        layers=(LayerConfig(None, rope),) * 2,
+    )
+    if family == "llama":
+        return base
+    if family == "mistral":
+        return replace(base, family="mistral", layers=(LayerConfig(96, rope),) * 2)
+    if family == "qwen2":
+        return replace(base, family="qwen2", qkv_bias=True)
+    if family == "qwen3":
+        return replace(base, family="qwen3", qk_norm=True)
+    gemma = replace(base, activation="gelu_tanh", sandwich_norms=True, embedding_scale=32**0.5, tie_embeddings=True)
+    if family == "gemma2":
+        layers = (LayerConfig(96, rope), LayerConfig(None, rope))
+        return replace(gemma, family="gemma2", layers=layers, attention_soft_cap=50.0, logit_soft_cap=30.0)
+    if family == "gemma3":
+        layers = (LayerConfig(96, rope), LayerConfig(None, RopeSpec(dim=16, theta=1e6, kind="linear", factor=8.0)))
+        return replace(gemma, family="gemma3", layers=layers, qk_norm=True)
+    raise UnsupportedArchitecture(family, list(FAMILIES))
+
+
+def tiny_model(
+    seed: int = 0,
+    family: str = "llama",
+    *,
+    extra_tokens: Sequence[bytes] = (),
+    adds_bos: bool = False,
+    context_len: int = 2048,
+) -> LoadedModel:
+    """A random model of `family` with a byte tokenizer.
+
+    Args:
+        seed: another seed, another model.
+        extra_tokens: further tokens of several bytes each.
+        adds_bos: plain-text streams begin with <|bos|>.
+        context_len: in tokens.
+    """
+    tokenizer = ByteTokenizer(extra_tokens=extra_tokens, adds_bos=adds_bos)
+    config = tiny_config(family, vocab_size=tokenizer.vocab_size, context_len=context_len)
+    weights = assemble(config, _RandomSource(seed), dtype=torch.float32, device="cpu")
+    digest = model_digest(config, weights)
+    return LoadedModel(config, Decoder(config, weights), tokenizer, digest, f"tiny-{family}-{seed}")
+
+
+class _RandomSource:
+    """Normal weights, scaled so that logits spread over several units and no two tokens tie."""
+
+    def __init__(self, seed: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def has(self, name: str) -> bool:
+        return True
+
+    def read_into(self, name: str, out: Tensor) -> None:
+        values = torch.randn(out.shape, generator=self._generator)
+        if name.endswith("norm"):
+            out.copy_(1.0 + 0.1 * values)
+        elif name == "embedding":
+            out.copy_(values)
+        elif name == "head":
+            out.copy_(values * (3.0 * out.shape[-1] ** -0.5))
+        else:
+            out.copy_(values * out.shape[-1] ** -0.5)

@@ -1,0 +1,90 @@
+"""Assembling a decoder's weights from any source, under one set of names.
+
+    embedding  final_norm  head  layers.{i}.{attention_norm, q, k, v, out, mlp_norm, gate, up, down, q_norm, k_norm,
+    post_attention_norm, post_mlp_norm}, where q, k, v, out, gate, up, down may also have `.bias`
+
+Fused matrices are allocated once and each part is read into its rows, so nothing exists twice. A source delivers final
+values: half-split rotary order, norms with Gemma's 1 added, dequantised. Knows no file format.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from palmette.runtime.models.config import ModelConfig
+from palmette.runtime.models.decoder import DecoderWeights, LayerWeights, Linear
+
+
+class WeightSource(Protocol):
+    """Where tensors come from."""
+
+    def has(self, name: str) -> bool: ...
+
+    def read_into(self, name: str, out: Tensor) -> None:
+        """Fill `out`, which has the shape the config implies, converting to its dtype.
+
+        Raises:
+            CorruptModel: the tensor is missing, or of another shape.
+        """
+        ...
+
+
+def assemble(
+    config: ModelConfig, source: WeightSource, *, dtype: torch.dtype, device: torch.device | str
+) -> DecoderWeights:
+    """Read every tensor the config calls for. Norm weights stay float32.
+
+    Raises:
+        CorruptModel: from the source.
+    """
+    reader = _Reader(source, dtype, device)
+    embedding = reader.matrix("embedding", config.vocab_size, config.hidden_size)
+    layers = tuple(_layer(config, reader, f"layers.{i}.") for i in range(config.num_layers))
+    head = embedding if config.tie_embeddings else reader.matrix("head", config.vocab_size, config.hidden_size)
+    return DecoderWeights(embedding, layers, reader.norm("final_norm", config.hidden_size), head)
+
+
+def _layer(config: ModelConfig, reader: _Reader, at: str) -> LayerWeights:
+    hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
+    q_size, kv_size = config.num_heads * dim, config.num_kv_heads * dim
+    sandwich, qk_norm = config.sandwich_norms, config.qk_norm
+    return LayerWeights(
+        attention_norm=reader.norm(at + "attention_norm", hidden),
+        qkv=reader.linear([(at + "q", q_size), (at + "k", kv_size), (at + "v", kv_size)], hidden, bias=config.qkv_bias),
+        out=reader.linear([(at + "out", hidden)], q_size, bias=config.out_bias),
+        mlp_norm=reader.norm(at + "mlp_norm", hidden),
+        gate_up=reader.linear([(at + "gate", inner), (at + "up", inner)], hidden, bias=config.mlp_bias),
+        down=reader.linear([(at + "down", hidden)], inner, bias=config.mlp_bias),
+        q_norm=reader.norm(at + "q_norm", dim) if qk_norm else None,
+        k_norm=reader.norm(at + "k_norm", dim) if qk_norm else None,
+        post_attention_norm=reader.norm(at + "post_attention_norm", hidden) if sandwich else None,
+        post_mlp_norm=reader.norm(at + "post_mlp_norm", hidden) if sandwich else None,
+    )
+
+
+class _Reader:
+    def __init__(self, source: WeightSource, dtype: torch.dtype, device: torch.device | str) -> None:
+        self._source, self._dtype, self._device = source, dtype, device
+
+    def matrix(self, name: str, rows: int, columns: int) -> Tensor:
+        return self._read([(name, rows)], (columns,), self._dtype)
+
+    def norm(self, name: str, size: int) -> Tensor:
+        return self._read([(name, size)], (), torch.float32)
+
+    def linear(self, parts: list[tuple[str, int]], columns: int, *, bias: bool) -> Linear:
+        """One matrix of the parts' rows, in order."""
+        weight = self._read(parts, (columns,), self._dtype)
+        biases = self._read([(name + ".bias", rows) for name, rows in parts], (), self._dtype) if bias else None
+        return Linear(weight, biases)
+
+    def _read(self, parts: list[tuple[str, int]], rest: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        whole = torch.empty((sum(rows for _, rows in parts), *rest), dtype=dtype)
+        first = 0
+        for name, rows in parts:
+            self._source.read_into(name, whole[first : first + rows])
+            first += rows
+        return whole.to(self._device)

@@ -1,0 +1,412 @@
+"""The prefix cache: a radix tree over token ids, one root a namespace. Compares tokens, never hashes.
+
+    root --[Q: what is]--> node --[ 2+2?]--> node        an edge is a node's `key`: whole pages of tokens
+                             `----[ the sky]--> node     with a slot for each
+
+Knows which slots hold which prefix, who has locked what, and what may go first. Does not know requests, free slots
+(PageAllocator) or tensors. Costs: match and insert O(tokens they walk, as slices), lock and unlock O(nodes of the path
+that nobody else holds), evict O(freed log nodes). Cited idea: RadixAttention, arXiv 2312.07104, section 3.
+
+    free slots + evictable + locked (num_tokens - num_evictable) + private to requests = the pool
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+from heapq import heappop, heappush
+from typing import NamedTuple
+
+from palmette.errors import InvalidOption
+from palmette.runtime.cache_hints import CacheHints
+from palmette.runtime.radix_node import TOKEN_CODE, ChildKey, NodeState, RadixNode, common_len
+
+
+class Match(NamedTuple):
+    """The longest cached prefix. Valid until the tree changes, unless `node` is locked."""
+
+    node: RadixNode  # ends exactly where the match ends
+    slots: list[int]  # of the matched tokens behind `start`
+    num_in_flight: int  # of those, how many the running step is still computing
+
+
+class Probe(NamedTuple):
+    """Where a request's tokens leave the tree. `node` is wholly matched, one of its children perhaps in part."""
+
+    node: RadixNode | None  # None = the namespace is empty
+    depth: int  # of `node` when probed: a node that was cut or removed since has another
+    length: int
+
+
+class RadixCache:
+    """The tree of one KV pool."""
+
+    def __init__(self, page_size: int = 1) -> None:
+        if page_size < 1:
+            raise InvalidOption("page_size", page_size, "an integer >= 1")
+        self.page_size = page_size
+        self.num_tokens = 0  # in the tree
+        self.num_evictable = 0  # of those, on nobody's path
+        self.num_nodes = 0  # without roots
+        self._roots: dict[str, RadixNode] = {}
+        self._heap: list[tuple[tuple[int, int], int, RadixNode]] = []  # lazily repaired; see _push
+        self._in_flight: list[RadixNode] = []
+        self._clock = 0  # logical time
+        self.hints = CacheHints(self._lowered)
+
+    # -- reading -----------------------------------------------------------------------------------------------
+
+    def root(self, namespace: str = "") -> RadixNode:
+        """The root of a namespace, made if need be. It vanishes when it is empty and unlocked."""
+        root = self._roots.get(namespace)
+        if root is None:
+            empty: array[int] = array(TOKEN_CODE)
+            root = RadixNode(None, empty, empty, state=NodeState.PROVEN, stamp=0, namespace=namespace)
+            self._roots[namespace] = root
+        return root
+
+    def try_root(self, namespace: str = "") -> RadixNode | None:
+        """The root of a namespace, if it has one."""
+        return self._roots.get(namespace)
+
+    def match_prefix(self, start: RadixNode, tokens: array[int], limit: int, program: str = "") -> Match:
+        """Follow tokens[start.depth:limit] down from `start`, whose path must be tokens[:start.depth].
+
+        Splits the node in which the match ends, so that the match ends at a node. Counts as a use by `program`.
+        """
+        node, slots, num_in_flight = start, array(TOKEN_CODE), 0
+        size, depth = self.page_size, start.depth
+        if start.owner != program:
+            self.hints.used(start, program)
+        while depth + size <= limit:
+            child = node.children.get(tokens[depth] if size == 1 else tokens[depth : depth + size].tobytes())
+            if child is None:
+                break
+            same = common_len(tokens, depth, child.key, min(len(child.key), limit - depth))
+            same -= same % size
+            if same == 0:  # only when the limit cuts a page
+                break
+            if same < len(child.key):
+                child = self._split(child, same)
+            if child.owner != program:
+                self.hints.used(child, program)
+            slots += child.slots
+            if child.state is NodeState.IN_FLIGHT:
+                num_in_flight += same
+            node, depth = child, depth + same
+        self._touch(node)
+        return Match(node, slots.tolist(), num_in_flight)
+
+    def probe(self, namespace: str, tokens: array[int], limit: int, last: Probe | None = None) -> Probe:
+        """How long a match would be, changing nothing. `last`, an earlier answer for these tokens, saves the walk."""
+        size = self.page_size
+        if last is not None and last.node is not None and last.node.depth == last.depth:
+            node: RadixNode = last.node
+        else:
+            root = self._roots.get(namespace)
+            if root is None:
+                return Probe(None, 0, 0)
+            node = root
+        depth = node.depth
+        while depth + size <= limit:
+            child = node.children.get(tokens[depth] if size == 1 else tokens[depth : depth + size].tobytes())
+            if child is None:
+                break
+            same = common_len(tokens, depth, child.key, min(len(child.key), limit - depth))
+            if same < len(child.key):
+                return Probe(node, node.depth, depth + same - same % size)
+            node, depth = child, depth + same
+        return Probe(node, node.depth, depth)
+
+    # -- writing -----------------------------------------------------------------------------------------------
+
+    def try_insert_child(
+        self, node: RadixNode, tokens: Sequence[int], slots: Sequence[int], state: NodeState, program: str = ""
+    ) -> RadixNode | None:
+        """Put whole pages behind `node`; None if the first of them is there already. The tree owns the slots then."""
+        key, size = array(TOKEN_CODE, tokens), self.page_size
+        assert len(key) == len(slots), "a slot for each token"
+        assert key, "nothing to insert"
+        assert len(key) % size == 0, "insert whole pages only"
+        first = self._child_key(key)
+        if first in node.children:
+            return None
+        child = RadixNode(node, key, array(TOKEN_CODE, slots), state=state, stamp=self._tick())
+        node.children[first] = child
+        self.num_nodes += 1
+        self.num_tokens += len(key)
+        self.num_evictable += len(key)
+        if state is NodeState.IN_FLIGHT:
+            self._in_flight.append(child)
+        self.hints.created(child, program)
+        self._push(child)
+        return child
+
+    def insert(
+        self,
+        start: RadixNode,
+        tokens: array[int],
+        slots: Sequence[int],
+        state: NodeState = NodeState.COMPUTED,
+        program: str = "",
+    ) -> tuple[RadixNode, int]:
+        """Make the path tokens[:start.depth + len(slots)] be in the tree, `start` being on it.
+
+        Args:
+            slots: one for each token behind `start`, whole pages.
+
+        Returns:
+            The path's last node, and how many of the tokens were there already: slots[:that] stay the caller's.
+        """
+        end = start.depth + len(slots)
+        match = self.match_prefix(start, tokens, end, program)
+        existing = len(match.slots)
+        if start.depth + existing == end:
+            return match.node, existing
+        rest = start.depth + existing
+        state = min(state, match.node.state)  # what others computed on the way is not proven by our logits
+        child = self.try_insert_child(match.node, tokens[rest:end], slots[existing:], state, program)
+        assert child is not None, "a match ended before a child that continues it"
+        return child, existing
+
+    def lock_ref(self, node: RadixNode) -> None:
+        """Keep `node` and its ancestors from eviction. Locks count."""
+        node.locks += 1
+        self._add_ref(node)
+
+    def unlock_ref(self, node: RadixNode) -> None:
+        assert node.locks > 0, "unlocked more often than locked"
+        node.locks -= 1
+        self._drop_ref(node)
+
+    def evict(self, num_tokens: int) -> list[int]:
+        """Drop at least `num_tokens` tokens if as many are evictable, least useful first, never a locked one.
+
+        A long leaf is cut from its end, so little more than asked for goes.
+
+        Returns:
+            The freed slots, whole pages; they are the caller's.
+        """
+        freed: list[int] = []
+        while len(freed) < num_tokens and self._heap:
+            key, _, node = heappop(self._heap)
+            if node.heap_key != key:
+                continue  # a newer entry stands for this node, or the node is gone
+            node.heap_key = None
+            if node.children or node.refs:
+                continue  # it is pushed again when it becomes an unlocked leaf
+            if (node.rank, node.stamp) > key:
+                self._push(node)
+                continue
+            wanted = num_tokens - len(freed)
+            wanted += -wanted % self.page_size
+            if wanted < len(node.key):
+                freed.extend(self._cut_tail(node, wanted))
+                self._push(node)
+            else:
+                freed.extend(node.slots)
+                self._remove_leaf(node)
+        return freed
+
+    # -- the step that is running ------------------------------------------------------------------------------
+
+    def mark_computed(self) -> None:
+        """The step was applied: what was in flight is there."""
+        for node in self._in_flight:
+            if node.state is NodeState.IN_FLIGHT:
+                node.state = NodeState.COMPUTED
+        self._in_flight.clear()
+
+    def prove(self, node: RadixNode) -> None:
+        """Finite logits were computed from this path."""
+        walk: RadixNode | None = node
+        while walk is not None and walk.state is not NodeState.PROVEN:
+            walk.state = NodeState.PROVEN
+            walk = walk.parent
+
+    def suspect(self, node: RadixNode) -> RadixNode | None:
+        """The topmost node of `node`'s path that nothing has proven yet."""
+        top: RadixNode | None = None
+        walk: RadixNode | None = node
+        while walk is not None and walk.state is not NodeState.PROVEN:
+            top, walk = walk, walk.parent
+        return top
+
+    def is_below(self, node: RadixNode, top: RadixNode) -> bool:
+        """Is `top`, an unproven node, on the path of `node`?"""
+        walk: RadixNode | None = node
+        while walk is not None and walk.state is not NodeState.PROVEN:
+            if walk is top:
+                return True
+            walk = walk.parent
+        return False
+
+    def in_flight_tops(self) -> list[RadixNode]:
+        """The nodes in flight whose parents are not."""
+        return [
+            node for node in self._in_flight if node.parent is not None and node.parent.state is not NodeState.IN_FLIGHT
+        ]
+
+    def remove_subtree(self, top: RadixNode) -> list[int]:
+        """Drop `top`, which must not be locked, and everything behind it. Returns the freed slots."""
+        assert top.refs == 0, "a locked subtree cannot be removed"
+        nodes = list(_walk(top))
+        freed: list[int] = []
+        for node in reversed(nodes):  # children first
+            freed.extend(node.slots)
+            self._remove_leaf(node)
+        self._in_flight = [node for node in self._in_flight if node.depth >= 0]
+        return freed
+
+    # -- checks ------------------------------------------------------------------------------------------------
+
+    def nodes(self) -> Iterator[RadixNode]:
+        """Every node but the roots, a parent before its children."""
+        for root in list(self._roots.values()):
+            for node in _walk(root):
+                if node is not root:
+                    yield node
+
+    def check_integrity(self) -> None:
+        """O(tree); for tests and for idle moments.
+
+        Raises:
+            AssertionError: an invariant is broken.
+        """
+        entries = {(key, node) for key, _, node in self._heap}
+        seen: set[int] = set()
+        num_tokens = num_evictable = num_nodes = 0
+        for namespace, root in self._roots.items():
+            assert (root.namespace, root.parent, root.depth) == (namespace, None, 0), "a root is misplaced"
+            assert root.children or root.locks, f"namespace {namespace!r} is empty and unlocked"
+            _check_refs(root)
+        for node in self.nodes():
+            parent = node.parent
+            assert parent is not None, "a removed node is linked"
+            assert parent.children.get(self._child_key(node.key)) is node, "a broken link"
+            assert len(node.key) == len(node.slots) > 0, "tokens and slots differ in number"
+            assert len(node.key) % self.page_size == 0, "part of a page"
+            assert node.depth == parent.depth + len(node.key), "a wrong depth"
+            assert node.state <= parent.state or parent.state is not NodeState.IN_FLIGHT, "computed behind in flight"
+            assert parent.state is NodeState.PROVEN or node.state is not NodeState.PROVEN, "proven behind unproven"
+            assert node.state is not NodeState.IN_FLIGHT or node in self._in_flight, "in flight, but of no step"
+            _check_refs(node)
+            seen.update(node.slots)
+            num_nodes += 1
+            num_tokens += len(node.key)
+            if node.refs == 0:
+                num_evictable += len(node.key)
+                if not node.children:
+                    assert node.heap_key is not None, "a leaf nobody would evict"
+                    assert (node.heap_key, node) in entries, "a leaf nobody would evict"
+                    assert node.heap_key <= (node.rank, node.stamp), "a leaf would be evicted too late"
+        assert len(seen) == num_tokens, "a slot is twice in the tree"
+        counted = (num_tokens, num_evictable, num_nodes)
+        assert counted == (self.num_tokens, self.num_evictable, self.num_nodes), f"counters are off: {counted}"
+        self.hints.check_integrity(set(self.nodes()))
+
+    def slots(self) -> set[int]:
+        """Every slot in the tree; O(tree), for checks."""
+        return {slot for node in self.nodes() for slot in node.slots}
+
+    # -- private -----------------------------------------------------------------------------------------------
+
+    def _child_key(self, key: array[int]) -> ChildKey:
+        return key[0] if self.page_size == 1 else key[: self.page_size].tobytes()
+
+    def _tick(self) -> int:
+        self._clock += 1
+        return self._clock
+
+    def _touch(self, node: RadixNode) -> None:
+        node.stamp = self._tick()  # ancestors take it over when they become leaves
+
+    def _split(self, node: RadixNode, length: int) -> RadixNode:
+        """Cut `node` behind `length` tokens. `node` stays the lower part, so that locks on it stay right."""
+        parent = node.parent
+        assert parent is not None
+        first = self._child_key(node.key)
+        upper = RadixNode(parent, node.key[:length], node.slots[:length], state=node.state, stamp=node.stamp)
+        self.hints.split(upper, node)
+        upper.refs = 1 if node.refs else 0
+        node.key, node.slots, node.parent = node.key[length:], node.slots[length:], upper
+        upper.children[self._child_key(node.key)] = node
+        parent.children[first] = upper
+        self.num_nodes += 1
+        if node.state is NodeState.IN_FLIGHT:
+            self._in_flight.append(upper)
+        return upper
+
+    def _add_ref(self, node: RadixNode) -> None:
+        walk: RadixNode | None = node
+        while walk is not None:
+            walk.refs += 1
+            if walk.refs > 1:
+                return
+            self.num_evictable -= len(walk.key)
+            walk = walk.parent
+
+    def _drop_ref(self, node: RadixNode) -> None:
+        walk: RadixNode | None = node
+        while walk is not None:
+            walk.refs -= 1
+            if walk.refs:
+                return
+            self.num_evictable += len(walk.key)
+            if not walk.children:
+                self._push(walk)
+            walk = walk.parent
+
+    def _push(self, node: RadixNode) -> None:
+        """Give an unlocked leaf a valid heap entry. One that is too early is good enough: evict() repairs it."""
+        if node.parent is None:
+            if not node.children and not node.refs:
+                self._roots.pop(node.namespace, None)
+            return
+        key = (int(node.rank), node.stamp)
+        if node.heap_key is None or key < node.heap_key:
+            node.heap_key = key
+            heappush(self._heap, (key, self._tick(), node))
+
+    def _lowered(self, node: RadixNode) -> None:
+        if not node.children and not node.refs:
+            self._push(node)
+
+    def _cut_tail(self, node: RadixNode, length: int) -> array[int]:
+        freed = node.slots[-length:]
+        del node.slots[-length:]
+        del node.key[-length:]
+        node.depth -= length
+        self.num_tokens -= length
+        self.num_evictable -= length
+        return freed
+
+    def _remove_leaf(self, node: RadixNode) -> None:
+        parent = node.parent
+        assert parent is not None, "a node removed twice"
+        assert not node.children, "a node removed before its children"
+        assert node.refs == 0, "a locked node removed"
+        del parent.children[self._child_key(node.key)]
+        parent.stamp = max(parent.stamp, node.stamp)
+        self.num_nodes -= 1
+        self.num_tokens -= len(node.key)
+        self.num_evictable -= len(node.key)
+        self.hints.removed(node)
+        node.parent, node.heap_key, node.depth = None, None, -1
+        if not parent.children and not parent.refs:
+            self._push(parent)
+
+
+def _walk(top: RadixNode) -> Iterator[RadixNode]:
+    """A parent before its children, without recursion."""
+    stack = [top]
+    while stack:
+        node = stack.pop()
+        yield node
+        stack.extend(node.children.values())
+
+
+def _check_refs(node: RadixNode) -> None:
+    busy = sum(1 for child in node.children.values() if child.refs)
+    assert node.locks >= 0, "unlocked more often than locked"
+    assert node.refs == node.locks + busy, "a wrong reference count"

@@ -1,0 +1,330 @@
+"""A request while it lives: the mutable state that the scheduler alone changes.
+
+    WAITING --admitted--> RUNNING --ends--> FINISHED
+       ^  |                  |                 ^
+       |  `---refused, cancelled, failed-------'
+       `-----retracted-------'
+
+Knows what was asked, what has been computed and which slots hold it. Plain integers; knows neither time nor tensors.
+"""
+
+from __future__ import annotations
+
+from array import array
+from enum import Enum
+from typing import TypeAlias
+
+from palmette.errors import Cancelled, PalmetteError
+from palmette.runtime.choice_trie import TriePass, TriePlan
+from palmette.runtime.output import Output
+from palmette.runtime.radix_cache import Probe
+from palmette.runtime.radix_node import TOKEN_CODE, RadixNode
+from palmette.types import (
+    EmbedEvent,
+    EmbedRequest,
+    Event,
+    Finish,
+    FinishReason,
+    GenerateRequest,
+    Hints,
+    Request,
+    ScoreEvent,
+    ScoreRequest,
+    TokenEvent,
+    TokenLogprob,
+    Usage,
+)
+
+
+class Status(Enum):
+    """See the module's diagram."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class Job:
+    """What every kind of request has.
+
+    Its tokens and where their keys and values are:
+
+        tokens      [ in the tree, path of `node` | private, slots in `tail` | not computed ]
+                    0                        node.depth                computed_len     len(tokens)
+    """
+
+    __slots__ = (
+        "cached",
+        "computed_len",
+        "deadline",
+        "extend_end",
+        "fork_marked",
+        "is_first_run",
+        "is_proven",
+        "node",
+        "number",
+        "overtaken",
+        "probe",
+        "prompt_len",
+        "request_id",
+        "row",
+        "status",
+        "submitted",
+        "tail",
+        "tokens",
+        "unwritten",
+    )
+
+    def __init__(self, request: Request, *, number: int, now: float) -> None:
+        self.request_id = request.request_id
+        self.tokens: array[int] = array(TOKEN_CODE, request.token_ids)  # the prompt, then what was sampled
+        self.prompt_len = len(self.tokens)
+        self.number = number  # order of arrival
+        self.submitted = now
+        self.deadline = None if request.timeout is None else now + request.timeout
+        self.status = Status.WAITING
+        # while waiting
+        self.overtaken = 0  # younger requests that were admitted before it
+        self.probe: Probe | None = None  # where its tokens left the tree when a policy last looked
+        self.fork_marked = False  # its arrival was counted among the siblings of its fork
+        # while running
+        self.row = -1  # of the page table
+        self.node: RadixNode | None = None  # locked
+        self.tail: list[int] = []  # whole pages of slots for tokens[node.depth:]
+        self.computed_len = 0  # tokens whose keys and values are there, or in flight
+        self.extend_end = 0  # tokens known when it was admitted: up to here it extends, then it decodes
+        self.unwritten: tuple[int, list[int]] | None = None  # (index, slots) its page table does not have yet
+        self.is_proven = False  # logits computed in this run were finite
+        # for its usage
+        self.cached = 0  # prompt tokens read from the cache
+        self.is_first_run = True
+
+    @property
+    def namespace(self) -> str:
+        return ""
+
+    @property
+    def priority(self) -> int:
+        return 0
+
+    @property
+    def hints(self) -> Hints:
+        return _NO_HINTS
+
+    @property
+    def match_limit(self) -> int:
+        """Tokens that may be read from the cache: at least one is left to compute."""
+        return len(self.tokens) - 1
+
+    @property
+    def is_private(self) -> bool:
+        """Are its tokens kept out of the tree while it runs?"""
+        return False
+
+    @property
+    def is_extending(self) -> bool:
+        return self.computed_len < self.extend_end
+
+    @property
+    def progress(self) -> int:
+        """Work that a retraction would delay: sampled tokens."""
+        return len(self.tokens) - self.prompt_len
+
+    @property
+    def growth(self) -> int:
+        """Tokens it may still add behind extend_end."""
+        return 0
+
+    def end_event(self, reason: FinishReason, now: float, error: PalmetteError | None = None) -> Event:
+        """The terminal event. Built once."""
+        raise NotImplementedError
+
+    def usage(self, now: float) -> Usage:
+        return Usage(prompt_tokens=self.prompt_len, cached_tokens=self.cached, seconds=now - self.submitted)
+
+
+class GenerateJob(Job):
+    """A GenerateRequest."""
+
+    __slots__ = ("output", "prompt_logprobs", "request")
+
+    def __init__(self, request: GenerateRequest, output: Output, *, number: int, now: float) -> None:
+        super().__init__(request, number=number, now=now)
+        self.request = request
+        self.output = output
+        self.prompt_logprobs: list[TokenLogprob] = []
+        if self.logprob_start == 0:
+            self.prompt_logprobs.append(TokenLogprob(self.tokens[0], None))
+
+    @property
+    def namespace(self) -> str:
+        return self.request.namespace
+
+    @property
+    def priority(self) -> int:
+        return self.request.priority
+
+    @property
+    def hints(self) -> Hints:
+        return self.request.hints
+
+    @property
+    def logprob_start(self) -> int | None:
+        """The first prompt position that gets a row, if any does."""
+        params = self.request.logprobs
+        if params is None or params.start_len is None or params.start_len >= self.prompt_len:
+            return None
+        return params.start_len
+
+    @property
+    def first_missing(self) -> int | None:
+        """The first prompt position whose logprob is still to be computed."""
+        start = self.logprob_start
+        if start is None or start + len(self.prompt_logprobs) >= self.prompt_len:
+            return None
+        return start + len(self.prompt_logprobs)
+
+    @property
+    def match_limit(self) -> int:
+        missing = self.first_missing  # its logprob comes from the token before it
+        return len(self.tokens) - 1 if missing is None else missing - 1
+
+    @property
+    def is_private(self) -> bool:
+        return self.logprob_start is not None
+
+    @property
+    def growth(self) -> int:
+        return max(0, self.output.max_new_tokens - 1 - (self.extend_end - self.prompt_len))
+
+    @property
+    def wants_token(self) -> bool:
+        """Is anything sampled at all?"""
+        return self.output.max_new_tokens > 0
+
+    def end_event(self, reason: FinishReason, now: float, error: PalmetteError | None = None) -> TokenEvent:
+        return self.last_event(reason, now, error=error)
+
+    def last_event(
+        self,
+        reason: FinishReason,
+        now: float,
+        *,
+        text: str = "",
+        token_ids: tuple[int, ...] = (),
+        logprobs: tuple[TokenLogprob, ...] = (),
+        matched: str | int | None = None,
+        error: PalmetteError | None = None,
+    ) -> TokenEvent:
+        """The terminal event, with what the last step added."""
+        kept = self.output.end()
+        sampled = len(self.output.token_ids)
+        is_lost = reason in (FinishReason.CANCELLED, FinishReason.FAILED)
+        finish = Finish(
+            reason=reason,
+            token_ids=kept.token_ids,
+            tail=kept.tail,
+            matched=matched,
+            usage=Usage(
+                prompt_tokens=self.prompt_len,
+                cached_tokens=self.cached,
+                sampled_tokens=sampled,
+                wasted_tokens=sampled if is_lost else kept.num_dropped,
+                seconds=now - self.submitted,
+            ),
+            prompt_logprobs=tuple(self.prompt_logprobs),
+            error=error,
+        )
+        return TokenEvent(self.request_id, text + kept.text, token_ids, logprobs, finish)
+
+
+class ScoreJob(Job):
+    """A ScoreRequest: its prompt, then the inner nodes of its trie, once behind the prompt and once behind nothing."""
+
+    __slots__ = ("conditional", "is_prompt_scored", "plan", "request", "unconditional")
+
+    def __init__(self, request: ScoreRequest, *, number: int, now: float) -> None:
+        super().__init__(request, number=number, now=now)
+        self.request = request
+        self.plan = TriePlan(request.trie)
+        self.restart()
+
+    def restart(self) -> None:
+        """Nothing of the trie is scored; its slots are somebody else's business."""
+        num_nodes = len(self.request.trie.token_ids)
+        self.conditional = TriePass(self.prompt_len, num_nodes)
+        self.unconditional = TriePass(0, num_nodes) if self.request.unconditional else None
+        if self.unconditional is not None:
+            for node, _ in self.plan.roots:
+                self.unconditional.logprobs[node] = 0.0  # the first token behind an empty prompt counts nothing
+        self.is_prompt_scored = False
+
+    @property
+    def namespace(self) -> str:
+        return self.request.namespace
+
+    @property
+    def priority(self) -> int:
+        return self.request.priority
+
+    @property
+    def hints(self) -> Hints:
+        return self.request.hints
+
+    @property
+    def passes(self) -> tuple[TriePass, ...]:
+        return (self.conditional,) if self.unconditional is None else (self.conditional, self.unconditional)
+
+    @property
+    def is_scored(self) -> bool:
+        return self.is_prompt_scored and all(p.num_done == self.plan.num_inner for p in self.passes)
+
+    @property
+    def growth(self) -> int:
+        return self.plan.num_inner * len(self.passes) - sum(p.num_scheduled for p in self.passes)
+
+    def end_event(self, reason: FinishReason, now: float, error: PalmetteError | None = None) -> ScoreEvent:
+        if error is not None or reason is FinishReason.CANCELLED:
+            return ScoreEvent(self.request_id, usage=self.usage(now), error=error or Cancelled("cancelled"))
+        unconditional = () if self.unconditional is None else tuple(self.unconditional.logprobs)
+        return ScoreEvent(self.request_id, tuple(self.conditional.logprobs), unconditional, self.usage(now))
+
+
+class EmbedJob(Job):
+    """An EmbedRequest: computed whole in one step, in slots of its own that the tree never sees."""
+
+    __slots__ = ("embedding", "request")
+
+    def __init__(self, request: EmbedRequest, *, number: int, now: float) -> None:
+        super().__init__(request, number=number, now=now)
+        self.request = request
+        self.embedding: tuple[float, ...] = ()
+
+    @property
+    def is_private(self) -> bool:
+        return True
+
+    @property
+    def match_limit(self) -> int:
+        return 0
+
+    def end_event(self, reason: FinishReason, now: float, error: PalmetteError | None = None) -> EmbedEvent:
+        if error is not None or reason is FinishReason.CANCELLED:
+            return EmbedEvent(self.request_id, usage=self.usage(now), error=error or Cancelled("cancelled"))
+        return EmbedEvent(self.request_id, self.embedding, self.usage(now))
+
+
+AnyJob: TypeAlias = GenerateJob | ScoreJob | EmbedJob
+
+
+def refusal(request: Request, reason: FinishReason, error: PalmetteError) -> Event:
+    """The one event of a request that never became a job."""
+    usage = Usage(prompt_tokens=len(request.token_ids))
+    if isinstance(request, GenerateRequest):
+        return TokenEvent(request.request_id, finish=Finish(reason, usage=usage, error=error))
+    if isinstance(request, ScoreRequest):
+        return ScoreEvent(request.request_id, usage=usage, error=error)
+    return EmbedEvent(request.request_id, usage=usage, error=error)
+
+
+_NO_HINTS = Hints()

@@ -1,0 +1,65 @@
+"""One step between scheduler and engine: what was scheduled for whom, and what came out of it, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from palmette.runtime.choice_trie import TriePass
+from palmette.runtime.request import AnyJob, EmbedJob
+from palmette.runtime.scheduled import ScheduledBatch
+from palmette.types import TokenLogprob
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One row of the batch and whose it is: tokens start .. end of the job, or inner nodes start .. end of its trie."""
+
+    job: AnyJob
+    start: int
+    end: int
+    num_logits: int  # of the row's last tokens
+    trie: TriePass | None = None
+
+    @property
+    def wants_token(self) -> bool:
+        """Is the next token drawn from the row's last logits?"""
+        return self.trie is None and self.num_logits > 0 and self.end == len(self.job.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedPart:
+    """A whole prompt to embed. The slots are the job's until the step is applied."""
+
+    job: EmbedJob
+    row: int
+    slots: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledStep:
+    """One step. parts[i] belongs to batch.rows[i]."""
+
+    batch: ScheduledBatch
+    parts: tuple[Part, ...]
+    embeds: tuple[EmbedPart, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """The token drawn for one part."""
+
+    token_id: int
+    logprob: TokenLogprob | None = None  # if asked for
+
+
+@dataclass(frozen=True, slots=True)
+class StepResults:
+    """What a step computed, by index of its parts."""
+
+    bad: frozenset[int] = frozenset()  # parts whose logits were not finite
+    bad_embeds: frozenset[int] = frozenset()
+    sampled: Mapping[int, Sampled] = field(default_factory=dict)
+    prompt_logprobs: Mapping[int, tuple[TokenLogprob, ...]] = field(default_factory=dict)
+    trie_logprobs: Mapping[int, tuple[float, ...]] = field(default_factory=dict)  # of the children of the row's nodes
+    embeddings: Mapping[int, tuple[float, ...]] = field(default_factory=dict)

@@ -1,0 +1,239 @@
+"""Tools for testing programs without a real model; product code, used by this package's own tests too.
+
+`ScriptedBackend` answers prompts with text you choose. `tiny_runtime` runs the real engine on a tiny model with random
+weights: slow paths, caches and batching are real, only the text is nonsense.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from palmette.errors import Cancelled, EngineDied, PalmetteError, UnsupportedFeature
+from palmette.types import (
+    Capabilities,
+    Deliver,
+    EmbedRequest,
+    Event,
+    Finish,
+    FinishReason,
+    GenerateRequest,
+    Message,
+    ProgramEvent,
+    Request,
+    RolePieces,
+    ScoreEvent,
+    ScoreRequest,
+    TextPiece,
+    TokenEvent,
+    TokenLogprob,
+    Usage,
+)
+
+if TYPE_CHECKING:
+    from palmette.interpreter.backends.local import Runtime
+
+Replies: TypeAlias = Callable[[str], str] | Mapping[str, str] | Sequence[str]
+
+_BYTES = 256
+_BEGIN, _END = 256, 257  # role marks
+
+
+class ScriptedBackend:
+    """A backend whose model is a script; a token is one byte of UTF-8.
+
+    Args:
+        replies: a function of the prompt's text; or a mapping from the end of a prompt to its reply; or a list,
+            answered in the order of arrival.
+        piece: characters of a reply that come in one event.
+        manual: hold every request until `release()`; for tests of cancelling and of concurrency.
+        score: the logprob of a token behind a prompt, for `select`; by default the longer the text the same.
+
+    `requests` lists what was submitted, `program_events` the hints, `cancelled` the ids that were cancelled.
+
+    >>> from palmette import function, gen
+    >>> @function
+    ... def hello(s):
+    ...     s += "Say hello:" + gen("word")
+    >>> hello.run(backend=ScriptedBackend({"hello:": " hi"}))["word"]
+    ' hi'
+    """
+
+    def __init__(
+        self,
+        replies: Replies = (),
+        *,
+        piece: int = 4,
+        manual: bool = False,
+        score: Callable[[str, str], float] | None = None,
+        context_len: int = 1 << 20,
+    ) -> None:
+        self._replies = list(replies) if isinstance(replies, Sequence) else replies
+        self._piece = max(1, piece)
+        self._manual = manual
+        self._score = score or (lambda prompt, token: -1.0)
+        self._lock = threading.Lock()
+        self._held: dict[str, tuple[Request, Deliver]] = {}
+        self._closed = False
+        self.capabilities = Capabilities(model="scripted", digest="scripted", context_len=context_len)
+        self.requests: list[Request] = []
+        self.program_events: list[ProgramEvent] = []
+        self.cancelled: list[str] = []
+
+    # -- the Backend protocol --
+
+    def begin_ids(self) -> tuple[int, ...]:
+        return ()
+
+    def encode(self, pieces: Sequence[TextPiece]) -> list[int]:
+        ids: list[int] = []
+        for piece in pieces:
+            for char in piece.text:
+                mark = {"\x02": _BEGIN, "\x03": _END}.get(char) if piece.special else None
+                ids.extend([mark] if mark is not None else char.encode("utf-8"))
+        return ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return bytes(t for t in token_ids if t < _BYTES).decode("utf-8", errors="replace")
+
+    def role_pieces(self, messages: Sequence[Message], role: str) -> RolePieces:
+        return RolePieces(f"\x02{role}\n", "\x03\n")
+
+    def rerender(self, messages: Sequence[Message], role: str) -> tuple[tuple[TextPiece, ...], RolePieces]:
+        pieces = [
+            piece
+            for m in messages
+            for piece in (TextPiece(f"\x02{m.role}\n", True), TextPiece(m.content), TextPiece("\x03\n", True))
+        ]
+        pieces.append(TextPiece(f"\x02{role}\n", True))
+        return tuple(pieces), RolePieces("", "\x03\n")
+
+    def submit(self, request: Request, deliver: Deliver) -> None:
+        with self._lock:
+            self.requests.append(request)
+            closed = self._closed
+            if self._manual and not closed:
+                self._held[request.request_id] = (request, deliver)
+                return
+        deliver([_ended(request, EngineDied("the backend is closed"))] if closed else self._answer(request))
+
+    def cancel(self, request_id: str) -> None:
+        with self._lock:
+            self.cancelled.append(request_id)
+            held = self._held.pop(request_id, None)
+        if held is not None:
+            held[1]([_ended(held[0], Cancelled("cancelled"), FinishReason.CANCELLED)])
+
+    def notify(self, event: ProgramEvent) -> None:
+        self.program_events.append(event)
+
+    def flush_cache(self) -> None:
+        """There is none."""
+
+    def server_info(self) -> dict[str, Any]:
+        return {"model": "scripted", "requests": len(self.requests)}
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            held, self._held = list(self._held.values()), {}
+        for request, deliver in held:
+            deliver([_ended(request, EngineDied("the backend was closed"))])
+
+    # -- for tests --
+
+    def wait_for(self, count: int, seconds: float = 10.0) -> None:
+        """Wait until `count` requests are held.
+
+        Raises:
+            TimeoutError: they did not come.
+        """
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            with self._lock:
+                if len(self._held) >= count:
+                    return
+            time.sleep(0.001)
+        raise TimeoutError(f"{len(self._held)} of {count} requests came within {seconds} s")
+
+    def release(self, count: int | None = None) -> None:
+        """Answer the held requests, oldest first: all, or `count` of them."""
+        with self._lock:
+            ids = list(self._held)[:count]
+            held = [self._held.pop(request_id) for request_id in ids]
+        for request, deliver in held:
+            deliver(self._answer(request))
+
+    def _answer(self, request: Request) -> list[Event]:
+        try:
+            if isinstance(request, ScoreRequest):
+                return [self._scores(request)]
+            if isinstance(request, EmbedRequest):
+                raise UnsupportedFeature("embeddings", "a script has none")
+            return self._reply(request)
+        except PalmetteError as error:
+            return [_ended(request, error)]
+
+    def _reply(self, request: GenerateRequest) -> list[Event]:
+        prompt = self.decode(request.token_ids)
+        text, matched = self._text(prompt), None
+        for stop in request.params.stop:
+            head, found, _ = text.partition(stop)
+            if found:
+                text, matched = head, stop
+        reason = FinishReason.STOP
+        if len(text.encode()) > request.params.max_new_tokens:
+            text = text.encode()[: request.params.max_new_tokens].decode("utf-8", errors="ignore")
+            reason, matched = FinishReason.LENGTH, None
+        ids = tuple(text.encode())
+        usage = Usage(prompt_tokens=len(request.token_ids), sampled_tokens=len(ids))
+        events: list[Event] = []
+        for start in range(0, len(text), self._piece):
+            piece = text[start : start + self._piece]
+            tokens = tuple(piece.encode())
+            rows = tuple(TokenLogprob(t, -1.0) for t in tokens) if request.logprobs else ()
+            events.append(TokenEvent(request.request_id, piece, tokens, rows))
+        events.append(TokenEvent(request.request_id, finish=Finish(reason, ids, "", matched, usage)))
+        return events
+
+    def _text(self, prompt: str) -> str:
+        if callable(self._replies):
+            return self._replies(prompt)
+        if isinstance(self._replies, Mapping):
+            found = [end for end in self._replies if prompt.endswith(end)]
+            if not found:
+                raise Cancelled(f"the script has no reply to a prompt that ends with {prompt[-40:]!r}")
+            return self._replies[max(found, key=len)]
+        with self._lock:
+            if not self._replies:
+                raise Cancelled("the script has no reply left")
+            return self._replies.pop(0)
+
+    def _scores(self, request: ScoreRequest) -> ScoreEvent:
+        def rows(prompt: str) -> tuple[float, ...]:
+            return tuple(self._score(prompt, self.decode([t])) for t in request.trie.token_ids)
+
+        alone = tuple(
+            0.0 if parent < 0 else value for value, parent in zip(rows(""), request.trie.parents, strict=True)
+        )
+        return ScoreEvent(
+            request.request_id,
+            rows(self.decode(request.token_ids)),
+            alone if request.unconditional else (),
+            Usage(prompt_tokens=len(request.token_ids)),
+        )
+
+
+def _ended(request: Request, error: PalmetteError, reason: FinishReason = FinishReason.FAILED) -> Event:
+    if isinstance(request, GenerateRequest):
+        return TokenEvent(request.request_id, finish=Finish(reason, error=error))
+    return ScoreEvent(request.request_id, error=error)
+
+
+def tiny_runtime(**options: Any) -> Runtime:
+    """A Runtime on a tiny model with random weights and a byte tokenizer; takes every option of `Runtime`."""
+    from palmette.interpreter.backends.local import Runtime  # noqa: PLC0415 - brings torch along
+
+    return Runtime(model_path="tiny", **options)
