@@ -28,7 +28,7 @@ tests: $(READY)
 	$(BIN)/python -m pytest
 
 acceptance: $(READY)
-	$(BIN)/python -m benchmarks.acceptance
+	$(BIN)/python -m pytest tests/acceptance --full --timeout 3600
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.imports

@@ -23,7 +23,7 @@ from benchmarks.workload import Workload, workloads
 from palmette.interpreter.backends.local import Runtime
 from palmette.runtime.models.load import load_model
 from palmette.runtime.models.loaded import LoadedModel
-from palmette.types import Deliver, Request
+from palmette.types import Deliver, Event, Request, TokenEvent
 
 SYSTEMS: dict[str, dict[str, Any]] = {
     "full": {},
@@ -52,15 +52,23 @@ class Row:
 
 
 class RecordingRuntime(Runtime):
-    """A Runtime that remembers its requests, so that a peer can be given the same ones."""
+    """A Runtime that remembers its requests and how many tokens each sampled, to give a peer the same work."""
 
     def __init__(self, model: LoadedModel, **options: Any) -> None:
         self.requests: list[Request] = []
+        self.sampled: dict[str, int] = {}
         super().__init__(model, **options)
 
     def submit(self, request: Request, deliver: Deliver) -> None:
         self.requests.append(request)
-        super().submit(request, deliver)
+
+        def counted(events: Sequence[Event]) -> None:
+            for event in events:
+                if isinstance(event, TokenEvent):
+                    self.sampled[event.request_id] = self.sampled.get(event.request_id, 0) + len(event.token_ids)
+            deliver(events)
+
+        super().submit(request, counted)
 
 
 def measure(loaded: LoadedModel, scale: int, rounds: int, peer: TransformersPeer | None) -> list[Row]:
@@ -72,13 +80,13 @@ def measure(loaded: LoadedModel, scale: int, rounds: int, peer: TransformersPeer
         texts: list[str] = []
         for _ in range(rounds):
             for name, options in SYSTEMS.items():
-                row, requests, answers, output = _run(loaded, work, name, options)
+                row, requests, sampled, output = _run(loaded, work, name, options)
                 texts = texts or output
                 row.same_output = output == texts
                 seconds[name].append(row.seconds)
                 last[name] = row
                 if name == "full" and peer is not None:
-                    took, computed = peer.run(requests, answers)
+                    took, computed = peer.run(requests, sampled)
                     seconds["transformers"].append(took)
                     last["transformers"] = Row(
                         work.name, "transformers", took, row.prompt_tokens, computed, row.sampled_tokens,
@@ -95,23 +103,17 @@ def measure(loaded: LoadedModel, scale: int, rounds: int, peer: TransformersPeer
 
 def _run(
     loaded: LoadedModel, work: Workload, name: str, options: dict[str, Any]
-) -> tuple[Row, list[Request], list[list[int]], list[str]]:
+) -> tuple[Row, list[Request], dict[str, int], list[str]]:
     with RecordingRuntime(loaded, measure_optimum=True, **options) as runtime:
         start = time.perf_counter()
         states = work.run(runtime)
         seconds = time.perf_counter() - start
         stats = runtime.stats()
-        answers = _answers(states)
         row = Row(
             work.name, name, seconds, stats.prompt_tokens, stats.computed_prompt_tokens, stats.sampled_tokens,
             stats.hit_rate, stats.share_of_optimum, True,
         )  # fmt: skip
-        return row, runtime.requests, answers, [state.text() for state in states]
-
-
-def _answers(states: Sequence[Any]) -> list[list[int]]:
-    """The tokens of every hole, by instance."""
-    return [hole["token_ids"] for state in states for hole in state._stream.run.record_json()]
+        return row, runtime.requests, runtime.sampled, [state.text() for state in states]
 
 
 def print_rows(rows: list[Row]) -> None:

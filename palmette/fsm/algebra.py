@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from palmette.fsm.charset import ANY, NEWLINE, CharSet, negate, union
 
@@ -99,13 +99,22 @@ class JsonText:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Explicit:
+    """The words of a given automaton (`dfa.Machine`) over ASCII. Stands inside an And, which finds its dead ends."""
+
+    machine: Any
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Ref:
     """A named rule of the `Language`."""
 
     name: str
 
 
-Node: TypeAlias = Chars | Literal | Words | Seq | Alt | Repeat | And | Not | Anchor | Anchored | Look | JsonText | Ref
+Node: TypeAlias = (
+    Chars | Literal | Words | Seq | Alt | Repeat | And | Not | Anchor | Anchored | Look | JsonText | Explicit | Ref
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

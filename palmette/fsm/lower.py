@@ -14,6 +14,7 @@ from palmette.fsm.algebra import (
     Anchored,
     And,
     Chars,
+    Explicit,
     JsonText,
     Language,
     Literal,
@@ -111,7 +112,11 @@ class Lowering:
             excluded: list[Machine] = []
             for part in node.parts if isinstance(node, And) else (node,):
                 inner = part.part if isinstance(part, Not) else part
-                machine = self._subset((yield self._item(inner, json)), anchored=False)
+                machine: Machine
+                if isinstance(inner, Explicit):
+                    machine = inner.machine
+                else:
+                    machine = self._subset((yield self._item(inner, json)), anchored=False)
                 (excluded if isinstance(part, Not) else included).append(machine)
             if not included:
                 included.append(self._subset((yield self._item(ANY_TEXT, json)), anchored=False))

@@ -11,6 +11,7 @@ it, and each message's content must stand in it as it was given.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,29 @@ from palmette.types import Message, RolePieces, TextPiece
 if TYPE_CHECKING:
     from palmette.runtime.template_sandbox import CompiledTemplate
 
-_SENTINEL = "\ue000content\ue001"  # private-use characters: survive trimming, occur in no sane template
+
+@dataclass(frozen=True, slots=True)
+class _Marks:
+    """Private-use characters around one content: they survive trimming and occur in no template."""
+
+    begin: str
+    answer: str  # behind a reasoning segment, which templates drop from old messages
+    end: str
+
+    @staticmethod
+    def of(nonce: str, index: int) -> _Marks:
+        return _Marks(*(f"\ue000{nonce}{kind}{index}\ue001" for kind in "bae"))
+
+    def around(self, content: str) -> str:
+        """Marks go inside the white space, which templates trim."""
+        core = content.strip()
+        lead, trail = content[: len(content) - len(content.lstrip())], content[len(content.rstrip()) :]
+        if not core:
+            return content + self.begin + self.end
+        reasoning, closing, answer = core.rpartition("</think>")
+        gap = answer[: len(answer) - len(answer.lstrip())]
+        inner = f"{reasoning}{closing}{gap}{self.answer}{answer.lstrip()}" if closing else core
+        return lead + self.begin + inner + self.end + trail
 
 
 class ChatTemplate:
@@ -75,25 +98,31 @@ class ChatTemplate:
         """The whole conversation rendered anew, for a template that is not incremental.
 
         Returns all text before the open message's content, contents of messages apart from the template's own text,
-        and what the template writes around the open message.
+        and what the template writes around the open message. Contents are found by marks around them, never by their
+        text, so that no content can pass for the template's.
 
         Raises:
-            NoChatTemplate, TemplateError: as `render`; also if a message's content cannot be found in the rendering.
+            NoChatTemplate, TemplateError: as `render`; also if a message's content cannot be told from the rendering.
         """
-        before, end = self._render_open(messages, role)
+        nonce = _nonce(messages)
+        marks = [_Marks.of(nonce, i) for i in range(len(messages))]
+        marked = [Message(m.role, mark.around(m.content)) for m, mark in zip(messages, marks, strict=True)]
+        text, end = self._render_open(marked, role)
         pieces: list[TextPiece] = []
         at = 0
-        for index, message in enumerate(messages):
-            # Templates trim contents and drop old reasoning; what is left of it must still be told from their own text.
-            answer = message.content.rpartition("</think>")[2]
-            versions = (message.content, message.content.strip(), answer, answer.strip())
-            found = next(((i, v) for v in versions if (i := before.find(v, at)) >= 0), None)
-            if found is None:
-                raise TemplateError(f"message {index}: its content is not found in the chat template's rendering")
-            start, text = found
-            pieces += [TextPiece(before[at:start], special=True), TextPiece(text)]
-            at = start + len(text)
-        pieces.append(TextPiece(before[at:], special=True))
+        for index, mark in enumerate(marks):
+            stop = text.find(mark.end, at)
+            start, opening = next(
+                ((i, m) for m in (mark.begin, mark.answer) if (i := text.find(m, at, max(stop, at))) >= 0), (-1, "")
+            )
+            if start < 0:
+                raise TemplateError(f"message {index}: the chat template does not write its content in one piece")
+            content = text[start + len(opening) : stop].replace(mark.answer, "")
+            pieces += [TextPiece(text[at:start], special=True), TextPiece(content)]
+            at = stop + len(mark.end)
+        pieces.append(TextPiece(text[at:], special=True))
+        if "".join(p.text for p in pieces) != self._render_open(messages, role)[0]:
+            raise TemplateError("the chat template depends on contents in a way that re-rendering cannot follow")
         return tuple(p for p in pieces if p.text), RolePieces("", end)
 
     @cached_property
@@ -110,8 +139,9 @@ class ChatTemplate:
 
     def _render_open(self, messages: Sequence[Message], role: str) -> tuple[str, str]:
         """The rendering before and behind an open message's content."""
+        sentinel = f"\ue000{_nonce(messages)}\ue001"
         try:
-            parts = self.render([*messages, Message(role, _SENTINEL)]).split(_SENTINEL)
+            parts = self.render([*messages, Message(role, sentinel)]).split(sentinel)
         except NoChatTemplate:
             raise
         except TemplateError as error:
@@ -137,3 +167,11 @@ class ChatTemplate:
             except TemplateError:
                 continue  # this prefix alone is refused; it cannot tell anything
         return len(messages) - 1
+
+
+def _nonce(messages: Sequence[Message]) -> str:
+    """Letters that, between private-use characters, stand in none of the messages."""
+    nonce = "content"
+    while any("\ue000" + nonce in m.content for m in messages):
+        nonce += "x"
+    return nonce

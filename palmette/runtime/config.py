@@ -5,7 +5,7 @@ Knows names, defaults and ranges. Does not know the model: what depends on it (`
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from palmette.errors import InvalidOption
@@ -78,9 +78,9 @@ class SchedulerConfig:
 class RuntimeConfig:
     """Everything a runtime is built from."""
 
-    model: ModelOptions = ModelOptions()
-    cache: CacheConfig = CacheConfig()
-    scheduler: SchedulerConfig = SchedulerConfig()
+    model: ModelOptions = field(default_factory=ModelOptions)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
 
     def __post_init__(self) -> None:
         if self.scheduler.chunk_size < self.cache.page_size:

@@ -45,7 +45,7 @@ class KVMemory:
         return num_tokens + -num_tokens % self.page_size
 
     def try_alloc(self, num_tokens: int) -> list[int] | None:
-        """Whole pages for `num_tokens` tokens, evicting what must be; None, and nothing changed, if they cannot be had."""
+        """Whole pages for `num_tokens` tokens, evicting what must be; None, and nothing changed, if there are not."""
         num_slots = self.pages(num_tokens)
         missing = num_slots - self.allocator.num_free
         if missing > 0:
@@ -94,9 +94,14 @@ class KVMemory:
                 job.cached += max(0, min(match.node.depth, job.prompt_len) - job.computed_len)
             job.computed_len = match.node.depth
 
+    def held_end(self, job: Job) -> int:
+        """The job has slots for tokens[:this]."""
+        assert job.node is not None, "the job is not attached"
+        return job.node.depth + len(job.tail)
+
     def try_grow(self, job: Job, end: int) -> bool:
         """Make the job hold slots for tokens[:end]."""
-        missing = end - self._held_end(job)
+        missing = end - self.held_end(job)
         if missing <= 0:
             return True
         slots = self.try_alloc(missing)
@@ -108,7 +113,7 @@ class KVMemory:
     def max_end(self, job: Job) -> int:
         """How far try_grow could go."""
         available = self.num_available
-        return self._held_end(job) + available - available % self.page_size
+        return self.held_end(job) + available - available % self.page_size
 
     def slots_of(self, job: Job, start: int, end: int) -> list[int]:
         """Of its private tokens start .. end."""
@@ -234,10 +239,6 @@ class KVMemory:
         assert len(free) + len(cached) + len(held) == self.allocator.num_slots, "a slot leaked"
 
     # -- private -----------------------------------------------------------------------------------------------
-
-    def _held_end(self, job: Job) -> int:
-        assert job.node is not None, "the job is not attached"
-        return job.node.depth + len(job.tail)
 
     def _move(self, job: Job, node: RadixNode) -> None:
         """Lock deeper. The new lock first: the path must not become evictable in between."""

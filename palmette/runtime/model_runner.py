@@ -34,7 +34,7 @@ def kv_specs(config: ModelConfig, dtype: torch.dtype) -> tuple[LayerKVSpec, ...]
 
 
 class ModelRunner:
-    """One model, its pool of `num_slots` slots (0 .. num_slots - 1) and its page table. Used by one thread at a time."""
+    """One model, its pool of `num_slots` slots from 0 on, and its page table. Used by one thread at a time."""
 
     def __init__(
         self, model: Decoder, *, num_slots: int, max_running_rows: int, context_len: int | None = None

@@ -14,7 +14,7 @@ from array import array
 from enum import Enum
 from typing import TypeAlias
 
-from palmette.errors import Cancelled, PalmetteError
+from palmette.errors import Cancelled, PalmetteError, RequestError
 from palmette.runtime.choice_trie import TriePass, TriePlan
 from palmette.runtime.output import Output
 from palmette.runtime.radix_cache import Probe
@@ -131,9 +131,9 @@ class Job:
         return len(self.tokens) - self.prompt_len
 
     @property
-    def growth(self) -> int:
-        """Tokens it may still add behind extend_end."""
-        return 0
+    def target_len(self) -> int:
+        """Tokens it will hold slots for at most."""
+        return self.prompt_len
 
     def end_event(self, reason: FinishReason, now: float, error: PalmetteError | None = None) -> Event:
         """The terminal event. Built once."""
@@ -194,8 +194,8 @@ class GenerateJob(Job):
         return self.logprob_start is not None
 
     @property
-    def growth(self) -> int:
-        return max(0, self.output.max_new_tokens - 1 - (self.extend_end - self.prompt_len))
+    def target_len(self) -> int:
+        return self.prompt_len + max(0, self.output.max_new_tokens - 1)  # the last token's are never computed
 
     @property
     def wants_token(self) -> bool:
@@ -280,7 +280,8 @@ class ScoreJob(Job):
         return self.is_prompt_scored and all(p.num_done == self.plan.num_inner for p in self.passes)
 
     @property
-    def growth(self) -> int:
+    def nodes_left(self) -> int:
+        """Inner nodes still to be scheduled."""
         return self.plan.num_inner * len(self.passes) - sum(p.num_scheduled for p in self.passes)
 
     def end_event(self, reason: FinishReason, now: float, error: PalmetteError | None = None) -> ScoreEvent:
@@ -325,6 +326,15 @@ def refusal(request: Request, reason: FinishReason, error: PalmetteError) -> Eve
     if isinstance(request, ScoreRequest):
         return ScoreEvent(request.request_id, usage=usage, error=error)
     return EmbedEvent(request.request_id, usage=usage, error=error)
+
+
+def as_request_error(error: Exception) -> PalmetteError:
+    """What a request is told when something raised while it was handled."""
+    if isinstance(error, PalmetteError):
+        return error
+    failed = RequestError(f"the request failed: {error}")
+    failed.__cause__ = error
+    return failed
 
 
 _NO_HINTS = Hints()

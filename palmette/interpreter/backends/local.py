@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
+import torch
+
 from palmette.errors import InvalidOption
 from palmette.runtime.chat_template import ChatTemplate
 from palmette.runtime.config import CacheConfig, ModelOptions, RuntimeConfig, SchedulerConfig
@@ -17,7 +19,9 @@ from palmette.runtime.driver import EngineThread
 from palmette.runtime.engine import EngineCore, build_engine
 from palmette.runtime.models.load import load_model
 from palmette.runtime.models.loaded import LoadedModel
+from palmette.runtime.models.tiny import tiny_model
 from palmette.runtime.stats import Stats
+from palmette.runtime.tokenizer import Tokenizer
 from palmette.types import Capabilities, Deliver, Message, ProgramEvent, Request, RolePieces, TextPiece
 
 _PARTS = {"model": ModelOptions, "cache": CacheConfig, "scheduler": SchedulerConfig}
@@ -43,11 +47,7 @@ class Runtime:
         self, model_path: str | LoadedModel = "smollm2", *, chat_template: str | None = None, **options: Any
     ) -> None:
         config = _config(model_path if isinstance(model_path, str) else model_path.name, options)
-        loaded = (
-            model_path
-            if isinstance(model_path, LoadedModel)
-            else load_model(config.model.model_path, dtype=config.model.dtype, device=config.model.device)
-        )
+        loaded = model_path if isinstance(model_path, LoadedModel) else _load(config.model)
         self._tokenizer = loaded.tokenizer
         self._template = loaded.tokenizer.chat_template
         if chat_template is not None:
@@ -117,12 +117,9 @@ class Runtime:
 
     # -- beyond the protocol --
 
-    @property
-    def tokenizer(self) -> Any:
+    def get_tokenizer(self) -> Tokenizer:
         """The model's tokenizer: encode, decode, token_bytes."""
         return self._tokenizer
-
-    get_tokenizer = tokenizer.fget
 
     def stats(self) -> Stats:
         """One moment's counters; see palmette.runtime.stats."""
@@ -133,6 +130,12 @@ class Runtime:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _load(options: ModelOptions) -> LoadedModel:
+    if options.model_path == "tiny":
+        return tiny_model()
+    return load_model(options.model_path, dtype=getattr(torch, options.dtype), device=options.device)
 
 
 def _config(model_path: str, options: dict[str, Any]) -> RuntimeConfig:

@@ -3,7 +3,7 @@
 Little-endian, versions 2 and 3:
 
     "GGUF" | version u32 | tensors u64 | pairs u64
-    pairs  x ( key string | type u32 | value )               string = length u64, bytes; array = type u32, count u64, ...
+    pairs x ( key string | type u32 | value )           string = length u64, bytes; array = type u32, count u64, values
     tensors x ( name string | dims u32 | dims x u64, innermost first | type u32 | offset u64 from the data's begin )
     padding to general.alignment | data
 

@@ -116,8 +116,8 @@ def _q8_k(blocks: Blocks, out: Floats) -> None:
 
 def _crumbs(packed: Blocks) -> Blocks:
     """64 bytes of 2-bit values -> (n, 16, 16), sub-block first: each 32 bytes hold 128 elements in four layers."""
-    layers = packed.reshape(-1, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8)[:, None]
-    return (layers & 3).reshape(-1, 16, 16)
+    layers: Blocks = packed.reshape(-1, 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8)[:, None] & np.uint8(3)
+    return layers.reshape(-1, 16, 16)
 
 
 def _q2_k(blocks: Blocks, out: Floats) -> None:
@@ -147,8 +147,8 @@ def _scales_and_mins(packed: Blocks) -> tuple[Blocks, Blocks]:
 
 def _layered_nibbles(packed: Blocks) -> Blocks:
     """128 bytes -> (n, 8, 32): each 32 bytes hold two sub-blocks, low halves first."""
-    quads = packed.reshape(-1, 4, 1, 32) >> np.array([0, 4], np.uint8)[:, None]
-    return (quads & 15).reshape(-1, 8, 32)
+    quads: Blocks = packed.reshape(-1, 4, 1, 32) >> np.array([0, 4], np.uint8)[:, None] & np.uint8(15)
+    return quads.reshape(-1, 8, 32)
 
 
 def _q4_k(blocks: Blocks, out: Floats) -> None:

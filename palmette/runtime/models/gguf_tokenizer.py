@@ -74,7 +74,9 @@ def gguf_tokenizer(file: GGUFFile) -> FastTokenizer:
     else:
         raise UnsupportedFeature(f"tokenizer {kind!r}", "gpt2 and llama can be read from GGUF")
 
-    special = {t: SpecialToken(i) for i, (t, k) in enumerate(zip(tokens, types, strict=True)) if k in (_UNKNOWN, _CONTROL)}
+    special = {
+        t: SpecialToken(i) for i, (t, k) in enumerate(zip(tokens, types, strict=True)) if k in (_UNKNOWN, _CONTROL)
+    }
     user_defined = [i for i, k in enumerate(types) if k == _USER_DEFINED]
     backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
     backend.add_tokens([AddedToken(tokens[i], special=False, normalized=False) for i in user_defined])
@@ -147,7 +149,7 @@ def _bpe(
         return Tokenizer(
             models.BPE(vocab, merges, ignore_merges=ignore_merges, byte_fallback=byte_fallback, fuse_unk=byte_fallback)
         )
-    except Exception as error:  # noqa: BLE001 - the library raises bare Exception
+    except Exception as error:  # the library raises nothing more special
         raise CorruptModel(str(file.path), f"the vocabulary and its merges do not fit together: {error}") from error
 
 

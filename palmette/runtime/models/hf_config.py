@@ -44,9 +44,9 @@ def model_config(config: Mapping[str, Any], file: str) -> ModelConfig:
         UnsupportedFeature: a rope scaling or activation that is not implemented.
         CorruptModel: a field is missing or of the wrong type.
     """
-    model_type = config.get("model_type")
+    model_type = str(config.get("model_type"))
     if model_type not in _FAMILIES:
-        raise UnsupportedArchitecture(str(model_type), list(_FAMILIES))
+        raise UnsupportedArchitecture(model_type, list(_FAMILIES))
     if isinstance(config.get("text_config"), dict):
         config = {**config["text_config"], "model_type": model_type}
     return _Reader(config, file, _FAMILIES[model_type]).config()
@@ -62,7 +62,9 @@ class _Reader:
         gemma = self.family.startswith("gemma")
         num_heads = self.integer("num_attention_heads")
         hidden_size = self.integer("hidden_size")
-        head_dim = self.integer("head_dim", 256 if gemma else 128 if self.family == "qwen3" else hidden_size // num_heads)
+        head_dim = self.integer(
+            "head_dim", 256 if gemma else 128 if self.family == "qwen3" else hidden_size // num_heads
+        )
         num_kv_heads = self.integer("num_key_value_heads", 8 if self.family == "mistral" else num_heads)
         if num_heads % num_kv_heads or head_dim % 2:
             raise CorruptModel(self.file, f"{num_heads} heads of {head_dim} over {num_kv_heads} KV heads do not divide")

@@ -32,7 +32,7 @@ def directory_tokenizer(directory: Path) -> FastTokenizer:
         original = tokenizers.Tokenizer.from_str(json.dumps(spec))
         _drop_dummy_space(spec)
         backend = tokenizers.Tokenizer.from_str(json.dumps(spec))
-    except Exception as error:  # noqa: BLE001 - the library raises bare Exception
+    except Exception as error:  # the library raises nothing more special
         raise CorruptModel(str(path), f"the tokenizers library refuses it: {error}") from error
 
     ids: dict[str, int] = backend.get_vocab(with_added_tokens=True)
@@ -41,7 +41,9 @@ def directory_tokenizer(directory: Path) -> FastTokenizer:
         tokens[token_id] = text
     added = [t for t in spec.get("added_tokens") or [] if isinstance(t, dict)]
     special = {
-        t["content"]: SpecialToken(t["id"], bool(t.get("lstrip")), bool(t.get("rstrip"))) for t in added if t.get("special")
+        t["content"]: SpecialToken(t["id"], bool(t.get("lstrip")), bool(t.get("rstrip")))
+        for t in added
+        if t.get("special")
     }
     vocabulary = Vocabulary(
         tokens=tokens,

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import torch
 
-from palmette.errors import ModelNotFound
+from palmette.errors import InvalidOption, ModelNotFound
 from palmette.runtime.models.config import ModelConfig
 from palmette.runtime.models.decoder import Decoder
 from palmette.runtime.models.digest import model_digest
@@ -32,18 +32,23 @@ _HUB_FILES: Final = ("*.json", "*.safetensors", "*.jinja")
 
 
 def load_model(
-    name_or_path: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    name_or_path: str | Path, *, dtype: torch.dtype | str = torch.float32, device: torch.device | str = "cpu"
 ) -> LoadedModel:
     """Load a model with its tokenizer. Weights are converted to `dtype`; quantised ones are dequantised.
 
     Raises:
+        InvalidOption: dtype is none of float32, bfloat16 and float16, nor the name of one.
         ModelNotFound: nothing has this name; says the three ways to name a model.
         UnsupportedArchitecture, UnsupportedFeature: a model that this decoder would compute wrongly.
         CorruptModel: a file is broken; carries its name and, where known, the offset.
     """
-    path, name = _find(name_or_path)
+    kinds = {str(kind).removeprefix("torch."): kind for kind in (torch.float32, torch.bfloat16, torch.float16)}
+    key = str(dtype).removeprefix("torch.")
+    if key not in kinds:
+        raise InvalidOption("dtype", dtype, ", ".join(kinds))
+    path, name = find_model(name_or_path)
     config, source, tokenizer = _open_gguf(path) if path.is_file() else _open_directory(path)
-    weights = assemble(config, source, dtype=dtype, device=device)
+    weights = assemble(config, source, dtype=kinds[key], device=device)
     return LoadedModel(config, Decoder(config, weights), tokenizer, model_digest(config, weights), name)
 
 
@@ -58,7 +63,7 @@ def _open_directory(path: Path) -> tuple[ModelConfig, WeightSource, Tokenizer]:
     return config, source, directory_tokenizer(path)
 
 
-def _find(name_or_path: str | Path) -> tuple[Path, str]:
+def find_model(name_or_path: str | Path) -> tuple[Path, str]:
     """The file or directory of a model, and a short name."""
     path = Path(name_or_path).expanduser()
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):

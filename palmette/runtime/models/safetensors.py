@@ -61,7 +61,9 @@ class SafetensorsFile:
         if not isinstance(header, dict):
             raise CorruptModel(str(path), "its header is not a JSON object", 8)
         self._entries = {
-            name: _entry(path, name, value, 8 + length, size) for name, value in header.items() if name != "__metadata__"
+            name: _entry(path, name, value, 8 + length, size)
+            for name, value in header.items()
+            if name != "__metadata__"
         }
 
     def names(self) -> list[str]:

@@ -6,6 +6,7 @@ is enough for whatever does not depend on what a model knows.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -83,16 +84,18 @@ def tiny_model(
 
 
 class _RandomSource:
-    """Normal weights, scaled so that logits spread over several units and no two tokens tie."""
+    """Normal weights, scaled so that logits spread over several units and no two tokens tie. Each tensor's numbers
+    follow from the seed and its name, in whatever order tensors are read."""
 
     def __init__(self, seed: int) -> None:
-        self._generator = torch.Generator().manual_seed(seed)
+        self._seed = seed
 
     def has(self, name: str) -> bool:
         return True
 
     def read_into(self, name: str, out: Tensor) -> None:
-        values = torch.randn(out.shape, generator=self._generator)
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode(), self._seed & 0xFFFFFFFF))
+        values = torch.randn(out.shape, generator=generator)
         if name.endswith("norm"):
             out.copy_(1.0 + 0.1 * values)
         elif name == "embedding":

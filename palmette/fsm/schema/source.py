@@ -1,0 +1,166 @@
+"""The schema document: reading it, its places, and what a `$ref` names.
+
+A place is a JSON pointer from the document's root. Keyword rewriting (`negate`, `flat`) adds places of its own, which
+resolve references like the place they were made from. Knows nothing of languages.
+"""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from typing import Any, TypeAlias
+from urllib.parse import unquote, urldefrag, urljoin
+
+from palmette.errors import UnsupportedConstraint
+from palmette.fsm.limits import Limits, exceeded
+
+Schema: TypeAlias = Any  # a bool or a dict, as read
+_DATA_KEYWORDS = frozenset({"enum", "const", "default", "examples", "example"})
+_LEGACY = ("draft-03", "draft-04", "draft-05", "draft-06", "draft-07")
+_NESTED_VALUES = 8  # values inside values that one level of schemas may take
+
+
+class Source:
+    """A parsed schema document."""
+
+    def __init__(self, text: str, limits: Limits) -> None:
+        _check_nesting(text, limits)
+        try:
+            self.root: Schema = json.loads(text, parse_float=Decimal, parse_constant=_refuse_constant)
+        except ValueError as error:
+            raise UnsupportedConstraint("", "schema", f"it is not JSON: {error}") from None
+        dialect = self.root.get("$schema") if isinstance(self.root, dict) else None
+        self.legacy = isinstance(dialect, str) and any(d in dialect for d in _LEGACY)  # $ref hides its siblings
+        self._added: dict[str, tuple[Schema, str]] = {}  # place -> (schema, place whose base it has)
+        self._bases: dict[str, str] = {}  # place of a subschema with its own id -> its absolute URI
+        self._targets: dict[str, str] = {}  # absolute URI, with or without anchor -> place
+        self._collect_ids()
+
+    def at(self, place: str) -> Schema:
+        """The schema at `place`.
+
+        Raises:
+            UnsupportedConstraint: there is none, or it is neither a boolean nor an object.
+        """
+        if place in self._added:
+            return self._added[place][0]
+        value = self._value(place)
+        if not isinstance(value, bool | dict):
+            raise UnsupportedConstraint(place, "schema", f"a schema is true, false or an object, not {value!r:.40}")
+        return value
+
+    def child(self, place: str, *tokens: str | int) -> str:
+        """The place below `place` that `tokens` lead to."""
+        below = place + "".join(f"/{_escaped(str(t))}" for t in tokens)
+        if place in self._added:
+            schema, origin = self._added[place]
+            for token in tokens:
+                schema = schema[token]
+            self._added[below] = schema, origin
+        return below
+
+    def add(self, place: str, name: str, schema: Schema) -> str:
+        """A new place for a schema that was derived from the one at `place`."""
+        origin = self._added[place][1] if place in self._added else place
+        below = f"{place}/~{name}"  # no pointer of the document contains a bare ~
+        self._added[below] = schema, origin
+        return below
+
+    def resolve(self, place: str, reference: Any) -> str:
+        """The place that a `$ref` at `place` names.
+
+        Raises:
+            UnsupportedConstraint: it is not in this document.
+        """
+        if not isinstance(reference, str):
+            raise UnsupportedConstraint(place, "$ref", "a reference is a string")
+        uri = urljoin(self._base_of(place), reference)
+        if uri in self._targets:
+            return self._targets[uri]
+        document, fragment = urldefrag(uri)
+        root = self._targets.get(document)
+        if root is None:
+            hint = "copy the schema it names into $defs"
+            raise UnsupportedConstraint(place, "$ref", f"{reference!r} is not in this document", hint)
+        fragment = unquote(fragment)
+        if fragment and not fragment.startswith("/"):
+            raise UnsupportedConstraint(place, "$ref", f"no schema has the anchor {fragment!r}")
+        target = root + fragment
+        self.at(target)
+        return target
+
+    def _value(self, place: str) -> Any:
+        value: Any = self.root
+        for token in place.split("/")[1:]:
+            token = token.replace("~1", "/").replace("~0", "~")
+            try:
+                value = value[int(token)] if isinstance(value, list) else value[token]
+            except (KeyError, IndexError, TypeError, ValueError):
+                raise UnsupportedConstraint(place, "$ref", "there is nothing at this place") from None
+        return value
+
+    def _base_of(self, place: str) -> str:
+        if place in self._added:
+            place = self._added[place][1]
+        while True:
+            if place in self._bases:
+                return self._bases[place]
+            place = place.rpartition("/")[0]
+
+    def _collect_ids(self) -> None:
+        self._bases[""] = ""
+        stack: list[tuple[str, Any, str]] = [("", self.root, "")]
+        while stack:
+            place, value, base = stack.pop()
+            if isinstance(value, list):
+                stack += [(f"{place}/{i}", v, base) for i, v in enumerate(value)]
+            if not isinstance(value, dict):
+                continue
+            own = value.get("$id", value.get("id") if self.legacy else None)
+            if isinstance(own, str):
+                if own.startswith("#"):
+                    self._targets.setdefault(base + own, place)
+                else:
+                    base = urldefrag(urljoin(base, own))[0]
+                    self._bases[place] = base
+                    self._targets.setdefault(base, place)
+            if not place:
+                self._targets.setdefault(base, place)
+                self._targets.setdefault("", place)
+            for keyword in ("$anchor", "$dynamicAnchor"):
+                if isinstance(value.get(keyword), str):
+                    self._targets.setdefault(f"{base}#{value[keyword]}", place)
+            for key, v in value.items():
+                if key not in _DATA_KEYWORDS or place.endswith("/properties"):
+                    stack.append((f"{place}/{_escaped(key)}", v, base))
+
+
+def _escaped(token: str) -> str:
+    return token.replace("~", "~0").replace("/", "~1")
+
+
+def _check_nesting(text: str, limits: Limits) -> None:
+    """Brackets inside brackets, counted without a parser, so that none has to recurse into what is too deep."""
+    deepest = limits.schema_depth * _NESTED_VALUES
+    depth = 0
+    in_string = escaped = False
+    for char in text:
+        if in_string:
+            if escaped:
+                escaped = False
+            elif char == "\\":
+                escaped = True
+            elif char == '"':
+                in_string = False
+        elif char == '"':
+            in_string = True
+        elif char in "[{":
+            depth += 1
+            if depth > min(deepest, 600):
+                raise exceeded("schema_depth", limits.schema_depth, "the schema", "deeper schemas")
+        elif char in "]}":
+            depth -= 1
+
+
+def _refuse_constant(name: str) -> Any:
+    raise UnsupportedConstraint("", "schema", f"{name} is not JSON")

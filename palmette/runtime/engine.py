@@ -1,0 +1,187 @@
+"""The engine: one model, its pool, its jobs. `step` is the primitive; threads and servers are thin drivers around it.
+
+    add -> [ expire -> schedule -> forward -> evaluate -> apply ] -> events
+            `------------------- step -------------------------'
+
+Used by one thread at a time. Knows no clock: time comes in as a number of seconds that only grows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from palmette.errors import InvalidOption, PalmetteError
+from palmette.runtime.admission import Limits
+from palmette.runtime.config import RuntimeConfig, resolve
+from palmette.runtime.evaluate import evaluate
+from palmette.runtime.memory import KVMemory
+from palmette.runtime.model_runner import ModelRunner
+from palmette.runtime.models.loaded import LoadedModel
+from palmette.runtime.optimum import ReuseOptimum
+from palmette.runtime.output import Output
+from palmette.runtime.request import AnyJob, EmbedJob, GenerateJob, ScoreJob, refusal
+from palmette.runtime.scheduler import Scheduler
+from palmette.runtime.stats import Stats
+from palmette.runtime.step import ScheduledStep, StepResults
+from palmette.types import Event, FinishReason, GenerateRequest, ProgramEvent, Request, ScoreRequest
+
+
+class EngineCore:
+    """Runs requests on a model. Every request that `add` takes ends in exactly one terminal event out of `step`."""
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        scheduler: Scheduler,
+        limits: Limits,
+        *,
+        config: RuntimeConfig,
+        eos_ids: frozenset[int],
+        token_bytes: Callable[[int], bytes],
+    ) -> None:
+        """See `build_engine`, which makes the parts fit."""
+        self.config = config
+        self.scheduler = scheduler
+        self._runner = runner
+        self._limits = limits
+        self._eos_ids = eos_ids
+        self._token_bytes = token_bytes
+        self._events: list[Event] = []  # that the next step hands out
+        self._num_requests = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Would a step do or say anything?"""
+        return bool(self._events or self.scheduler.num_waiting or self.scheduler.num_running)
+
+    def add(self, request: Request, now: float) -> None:
+        """Queue a request; O(its length). One that can never run is answered by the next step.
+
+        Raises:
+            InvalidOption: a live request has this id.
+        """
+        if request.request_id in self.scheduler:
+            raise InvalidOption("request_id", request.request_id, "an id that no live request has")
+        try:
+            self._limits.check(request)
+        except PalmetteError as error:
+            self._events.append(refusal(request, FinishReason.FAILED, error))
+            return
+        self._num_requests += 1
+        self.scheduler.add(self._job(request, self._num_requests, now))
+
+    def cancel(self, request_id: str, now: float) -> None:
+        """End a request; the next step hands out its event. Its slots are free at once. An ended one is left alone."""
+        event = self.scheduler.cancel(request_id, now)
+        if event is not None:
+            self._events.append(event)
+
+    def notify(self, event: ProgramEvent) -> None:
+        """Hear what a program tells of its future."""
+        self.scheduler.memory.hear(event)
+
+    def flush_cache(self) -> None:
+        """Forget every cached prefix that no running request uses."""
+        self.scheduler.memory.flush()
+
+    def step(self, now: float) -> list[Event]:
+        """One forward pass over whatever is due, and the events it brings. Returns at once if nothing is.
+
+        An exception is not one request's fault. The jobs of the step are queued again then, with nothing of it kept.
+        """
+        events, self._events = self._events, []
+        events += self.scheduler.expire(now)
+        step = self.scheduler.schedule()
+        if step is None:
+            return events
+        try:
+            results = self._compute(step)
+        except BaseException:
+            self.scheduler.abort(step)
+            self._events = events  # they are still owed
+            raise
+        return events + self.scheduler.apply(step, results, now)
+
+    def fail_all(self, now: float, error: PalmetteError) -> list[Event]:
+        """End everything that is owed an event."""
+        events, self._events = self._events, []
+        return events + self.scheduler.fail_all(now, error)
+
+    def stats(self) -> Stats:
+        """This moment's numbers; O(1)."""
+        memory, counters, optimum = self.scheduler.memory, self.scheduler.counters, self.scheduler.optimum
+        return Stats(
+            running=self.scheduler.num_running,
+            waiting=self.scheduler.num_waiting,
+            kv_total=memory.allocator.num_slots,
+            kv_free=memory.allocator.num_free,
+            kv_evictable=memory.tree.num_evictable,
+            prompt_tokens=counters.prompt_tokens,
+            computed_prompt_tokens=counters.computed_prompt_tokens,
+            cached_prompt_tokens=counters.cached_prompt_tokens,
+            recomputed_tokens=counters.recomputed_tokens,
+            scored_tokens=counters.scored_tokens,
+            sampled_tokens=counters.sampled_tokens,
+            steps=counters.steps,
+            retractions=counters.retractions,
+            finished=counters.finished,
+            optimum_computed_tokens=None if optimum is None else optimum.computed_tokens,
+        )
+
+    def check_integrity(self) -> None:
+        """O(pool); for tests and for idle moments.
+
+        Raises:
+            AssertionError: an invariant of allocator, tree or scheduler is broken.
+        """
+        self.scheduler.check_integrity()
+
+    def _compute(self, step: ScheduledStep) -> StepResults:
+        logits = self._runner.forward(step.batch) if step.batch.rows else None
+        embeddings = [self._runner.embed(e.job.request.token_ids, e.slots, e.row) for e in step.embeds]
+        return evaluate(step, logits, embeddings)
+
+    def _job(self, request: Request, number: int, now: float) -> AnyJob:
+        if isinstance(request, GenerateRequest):
+            output = Output(
+                request.params,
+                max_new_tokens=self._limits.max_new_tokens(request),
+                eos_ids=self._eos_ids,
+                token_bytes=self._token_bytes,
+            )
+            return GenerateJob(request, output, number=number, now=now)
+        if isinstance(request, ScoreRequest):
+            return ScoreJob(request, number=number, now=now)
+        return EmbedJob(request, number=number, now=now)
+
+
+def build_engine(loaded: LoadedModel, config: RuntimeConfig | None = None) -> EngineCore:
+    """An engine on a loaded model.
+
+    Args:
+        config: what it leaves open is settled by the model; `EngineCore.config` is the result.
+
+    Raises:
+        InvalidOption: an option the model does not allow.
+    """
+    config = resolve(config or RuntimeConfig(), model_context_len=loaded.config.context_len)
+    cache, context_len = config.cache, config.model.context_len
+    assert cache.kv_tokens is not None, "resolve settles kv_tokens"
+    assert context_len is not None, "resolve settles context_len"
+    runner = ModelRunner(
+        loaded.model,
+        num_slots=cache.kv_tokens,
+        max_running_rows=Scheduler.num_rows(config.scheduler),
+        context_len=context_len,
+    )
+    memory = KVMemory(cache.kv_tokens, cache.page_size, shares=cache.enabled, listens=cache.hints)
+    scheduler = Scheduler(memory, config.scheduler, optimum=ReuseOptimum() if cache.measure_optimum else None)
+    tokenizer = loaded.tokenizer
+    return EngineCore(
+        runner,
+        scheduler,
+        Limits(loaded.config.vocab_size, context_len, cache.kv_tokens, cache.page_size),
+        config=config,
+        eos_ids=tokenizer.eos_ids,
+        token_bytes=tokenizer.token_bytes,
+    )

@@ -1,0 +1,422 @@
+"""Who runs: admits, schedules, retracts and ends jobs. The one place that changes them.
+
+    schedule() -> ScheduledStep -> (the engine computes it) -> apply(step, results) -> events
+                                                        `----> abort(step) if that failed
+
+A step holds every decode, then prompts in progress, then newcomers in the policy's order, within a budget of tokens.
+When memory runs out, cached prefixes go first, then the job with the least progress is retracted: what it computed
+stays cached while there is room, and it resumes later with the same text, since a draw depends on its seed and place
+alone.
+
+Knows jobs, memory and policy. Knows no tensors, threads or clocks: time comes in as a number.
+"""
+
+from __future__ import annotations
+
+import logging
+from bisect import bisect_right
+from collections.abc import Iterator
+from heapq import heappop, heappush
+
+from palmette.errors import Cancelled, HoleTimeout, NumericalError, PalmetteError
+from palmette.runtime.config import SchedulerConfig
+from palmette.runtime.memory import KVMemory
+from palmette.runtime.optimum import ReuseOptimum
+from palmette.runtime.planner import StepPlan
+from palmette.runtime.policy import make_policy
+from palmette.runtime.radix_node import RadixNode
+from palmette.runtime.request import AnyJob, EmbedJob, GenerateJob, ScoreJob, Status, as_request_error
+from palmette.runtime.stats import Counters
+from palmette.runtime.step import Part, ScheduledStep, StepResults
+from palmette.runtime.waiting import WaitingQueue
+from palmette.types import Event, FinishReason, TokenEvent, TokenLogprob
+
+logger = logging.getLogger(__name__)
+
+
+class Scheduler:
+    """All live jobs of one engine."""
+
+    def __init__(self, memory: KVMemory, config: SchedulerConfig, *, optimum: ReuseOptimum | None = None) -> None:
+        self.memory = memory
+        self.counters = Counters()
+        self.optimum = optimum
+        self._config = config
+        self._policy = make_policy(config.policy, page_size=memory.page_size, seed=config.seed)
+        self._jobs: dict[str, AnyJob] = {}  # waiting and running
+        self._waiting = WaitingQueue()
+        self._running: dict[str, AnyJob] = {}  # by admission
+        self._rows = list(range(self.num_rows(config) - 1, -1, -1))  # free rows of the page table
+        self._deadlines: list[tuple[float, int, AnyJob]] = []  # of live jobs, and of some that ended
+        self._was_retracted = False  # in the step that is being planned: nobody new is admitted then
+
+    @staticmethod
+    def num_rows(config: SchedulerConfig) -> int:
+        """Rows that the page table needs: one for each job, and one for a trie behind an empty prompt."""
+        return config.max_running + 1
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._jobs
+
+    def jobs(self) -> list[AnyJob]:
+        """Every live job."""
+        return list(self._jobs.values())
+
+    # -- requests come and go ----------------------------------------------------------------------------------
+
+    def add(self, job: AnyJob) -> None:
+        """Queue a job that fits the pool; O(1)."""
+        self._jobs[job.request_id] = job
+        self._waiting.append(job)
+        if job.deadline is not None:
+            heappush(self._deadlines, (job.deadline, job.number, job))
+        if self.optimum is not None and not isinstance(job, EmbedJob):
+            self.optimum.add_prompt(job.namespace, job.tokens)
+
+    def cancel(self, request_id: str, now: float) -> Event | None:
+        """End a job now. Returns its terminal event, None if it ended already."""
+        job = self._jobs.get(request_id)
+        if job is None:
+            return None
+        return self._end(job, FinishReason.CANCELLED, now, Cancelled("the request was cancelled"))
+
+    def expire(self, now: float) -> list[Event]:
+        """End the jobs whose time is up."""
+        events: list[Event] = []
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, _, job = heappop(self._deadlines)
+            if job.status is not Status.FINISHED:
+                waited = f"no result within {now - job.submitted:.3g} s"
+                events.append(self._end(job, FinishReason.CANCELLED, now, HoleTimeout(waited)))
+        return events
+
+    def fail_all(self, now: float, error: PalmetteError) -> list[Event]:
+        """End every job."""
+        return [self._end(job, FinishReason.FAILED, now, error) for job in self.jobs()]
+
+    def retract(self, request_id: str) -> None:
+        """Send a running job back to the head of the queue; between steps. What it computed is cached."""
+        self._requeue(self._running[request_id], keep=True)
+
+    # -- a step ------------------------------------------------------------------------------------------------
+
+    def schedule(self) -> ScheduledStep | None:
+        """Decide the next step; None if there is nothing to do. Exactly one of apply and abort must follow a step."""
+        self._was_retracted = False
+        while True:
+            plan = StepPlan(self.memory, self.counters)
+            self._plan_decodes(plan)
+            self._plan_prompts(plan)
+            if not self._was_retracted:
+                self._admit(plan)
+            if not plan.is_empty:
+                self.counters.steps += 1
+                return plan.step()
+            if not self._running:
+                if self._was_retracted:
+                    self._was_retracted = False
+                    continue
+                assert not self._waiting, "jobs wait, and none can ever be admitted"
+                return None
+            assert len(self._running) > 1, "a job alone does not fit the pool"
+            self._retract_one()  # several prompts hold all memory, and none can go on
+
+    def apply(self, step: ScheduledStep, results: StepResults, now: float) -> list[Event]:
+        """Take in what the step computed."""
+        self.memory.tree.mark_computed()
+        events = self._fail_bad(step, results, now)
+        for index, part in enumerate(step.parts):
+            job = part.job
+            if job.status is not Status.RUNNING:
+                continue
+            try:
+                event = self._apply_part(index, part, results, now)
+            except Exception as error:  # one request is one failure domain
+                logger.exception("request failed while its result was taken in")
+                event = self._end(job, FinishReason.FAILED, now, as_request_error(error))
+            if event is not None:
+                events.append(event)
+        for index, embed in enumerate(step.embeds):
+            if embed.job.status is Status.RUNNING:
+                embed.job.embedding = results.embeddings[index]
+                events.append(self._end(embed.job, FinishReason.STOP, now))
+        return events
+
+    def abort(self, step: ScheduledStep) -> None:
+        """The step failed as a whole: forget what it computed, and queue its jobs again."""
+        jobs: list[AnyJob] = [*(part.job for part in step.parts), *(embed.job for embed in step.embeds)]
+        for job in reversed(jobs):  # the first ends up at the head of the queue
+            if job.status is Status.RUNNING:  # a job may have several rows
+                self._requeue(job, keep=False)
+        for top in self.memory.tree.in_flight_tops():
+            self._purge(top)
+        self.memory.tree.mark_computed()
+
+    def check_integrity(self) -> None:
+        """O(pool); for tests and for idle moments.
+
+        Raises:
+            AssertionError: an invariant is broken.
+        """
+        private = [job.tail for job in self._running.values()]
+        for job in self._running.values():
+            assert job.status is Status.RUNNING, "a job that does not run is among the running"
+            if isinstance(job, ScoreJob):
+                private += [trie.slots for trie in job.passes]
+        for job in self._waiting:
+            assert job.status is Status.WAITING, "a job that does not wait is in the queue"
+            assert job.node is None, "a waiting job holds memory"
+            assert not job.tail, "a waiting job holds memory"
+        assert len(self._jobs) == len(self._running) + len(self._waiting), "a job is lost"
+        rows = [row for job in self._running.values() for row in _rows_of(job)]
+        assert sorted(rows + self._rows) == list(range(self.num_rows(self._config))), "a page table row is lost"
+        self.memory.check_integrity(private)
+
+    # -- planning ----------------------------------------------------------------------------------------------
+
+    def _plan_decodes(self, plan: StepPlan) -> None:
+        decoding = self._decoding()
+        while sum(self.memory.held_end(job) <= job.computed_len for job in decoding) * self.memory.page_size > (
+            self.memory.num_available
+        ):
+            self._retract_one()
+            decoding = self._decoding()
+        for job in decoding:
+            plan.add_decode(job)
+        chunk = self._config.chunk_size
+        # Prompts go on however many decode: at least an eighth of the chunk is theirs.
+        plan.budget = max(chunk - len(decoding), chunk // 8, self.memory.page_size)
+
+    def _decoding(self) -> list[GenerateJob]:
+        return [job for job in self._running.values() if isinstance(job, GenerateJob) and not job.is_extending]
+
+    def _plan_prompts(self, plan: StepPlan) -> None:
+        for job in self._running.values():
+            if isinstance(job, EmbedJob):
+                continue
+            if job.is_extending:
+                cached = job.cached
+                self.memory.advance(job)
+                self.counters.cached_prompt_tokens += job.cached - cached
+                plan.try_add_extend(job)
+            if isinstance(job, ScoreJob):
+                plan.add_trie(job)
+
+    def _admit(self, plan: StepPlan) -> None:
+        if plan.budget <= 0 or not self._waiting or len(self._running) >= self._config.max_running:
+            return
+        windows = self._waiting.windows(self._config.window)
+        reserved = sum(self._reserve(job) for job in self._running.values())
+        admitted: list[int] = []
+        for job in self._candidates(windows):
+            if plan.budget <= 0 or len(self._running) >= self._config.max_running:
+                break
+            if plan.must_wait(job):
+                continue
+            if not self._try_admit(plan, job, reserved):
+                break
+            reserved += self._reserve(job)
+            admitted.append(job.number)
+        admitted.sort()
+        for window in windows if admitted else ():
+            for job in window:
+                if job.status is Status.WAITING:
+                    job.overtaken += len(admitted) - bisect_right(admitted, job.number)
+
+    def _candidates(self, windows: list[list[AnyJob]]) -> Iterator[AnyJob]:
+        """Of each priority, whom too many overtook by arrival, then the others as the policy says."""
+        for window in windows:
+            limit = self._config.max_overtaken
+            yield from [job for job in window if job.overtaken >= limit]
+            yield from self._policy.order([job for job in window if job.overtaken < limit], self.memory.probe)
+
+    def _try_admit(self, plan: StepPlan, job: AnyJob, reserved: int) -> bool:
+        needs_two = isinstance(job, ScoreJob) and job.unconditional is not None and job.plan.num_inner > 0
+        if len(self._rows) < 1 + needs_two:
+            return False
+        if isinstance(job, EmbedJob):
+            if self.memory.num_available - (reserved if self._running else 0) < self.memory.pages(job.prompt_len):
+                return False
+            job.row = self._rows.pop()
+            added = plan.try_add_embed(job)
+        else:
+            self.memory.attach(job)
+            if self._running and self.memory.num_available < reserved + self._reserve(job):
+                self._undo_attach(job)
+                return False
+            job.row = self._rows.pop()
+            if isinstance(job, ScoreJob):
+                job.conditional.row = job.row
+                if needs_two and job.unconditional is not None:
+                    job.unconditional.row = self._rows.pop()
+            added = plan.try_add_extend(job)
+        if not added:
+            self._free_rows(job)
+            if not isinstance(job, EmbedJob):
+                self._undo_attach(job)
+            return False
+        self._waiting.remove(job)
+        self._running[job.request_id] = job
+        job.status = Status.RUNNING
+        if job.is_first_run and not isinstance(job, EmbedJob):
+            self.counters.prompt_tokens += job.prompt_len
+            self.counters.cached_prompt_tokens += job.cached
+        if isinstance(job, ScoreJob):
+            plan.add_trie(job)
+        return True
+
+    def _undo_attach(self, job: AnyJob) -> None:
+        self.memory.drop(job)
+        if job.is_first_run:
+            job.cached = 0
+
+    def _reserve(self, job: AnyJob) -> int:
+        """Slots kept free for what the job still needs, when others want to be admitted."""
+        if isinstance(job, EmbedJob):
+            return 0
+        held = self.memory.held_end(job)
+        growth = min(self._config.decode_reserve, max(0, job.target_len - max(job.extend_end, held)))
+        extra = job.nodes_left + 2 * self.memory.page_size if isinstance(job, ScoreJob) else 0
+        return self.memory.pages(max(0, job.extend_end - held) + growth) + extra
+
+    # -- leaving -----------------------------------------------------------------------------------------------
+
+    def _retract_one(self) -> None:
+        """The job with the least progress; of several, the last that came."""
+        job = min(self._running.values(), key=lambda j: (j.progress, -j.number))
+        self._requeue(job, keep=True)
+        self._was_retracted = True
+
+    def _requeue(self, job: AnyJob, *, keep: bool) -> None:
+        """
+        Args:
+            keep: cache what the job computed.
+        """
+        self._release(job, keep=keep, ends=False)
+        job.status = Status.WAITING
+        job.is_first_run = False
+        if isinstance(job, ScoreJob):
+            job.restart()
+        self._waiting.push_front(job)
+        self.counters.retractions += 1
+
+    def _end(self, job: AnyJob, reason: FinishReason, now: float, error: PalmetteError | None = None) -> Event:
+        event = job.end_event(reason, now, error)
+        self._leave(job, keep=True)
+        return event
+
+    def _leave(self, job: AnyJob, *, keep: bool) -> None:
+        if job.status is Status.WAITING:
+            self._waiting.remove(job)
+        else:
+            if self.optimum is not None and isinstance(job, GenerateJob):
+                self.optimum.add_path(job.namespace, job.tokens[: job.computed_len])
+            self._release(job, keep=keep, ends=True)
+        del self._jobs[job.request_id]
+        job.status = Status.FINISHED
+        self.counters.finished += 1
+
+    def _release(self, job: AnyJob, *, keep: bool, ends: bool) -> None:
+        """Give back all that a running job holds."""
+        del self._running[job.request_id]
+        self._free_rows(job)
+        if isinstance(job, EmbedJob):
+            self.memory.allocator.free(job.tail)
+            job.tail = []
+            return
+        if isinstance(job, ScoreJob):
+            for trie in job.passes:
+                self.memory.drop_trie(trie)
+        if keep:
+            self.memory.settle(job, ends=ends)
+        else:
+            self.memory.drop(job)
+
+    def _free_rows(self, job: AnyJob) -> None:
+        self._rows += _rows_of(job)
+        job.row = -1
+        if isinstance(job, ScoreJob):
+            for trie in job.passes:
+                trie.row = -1
+
+    def _fail_bad(self, step: ScheduledStep, results: StepResults, now: float) -> list[Event]:
+        """End the jobs whose logits were not finite; whoever built on their unproven tokens starts again without."""
+        error = NumericalError("the model's output for this request was not finite")
+        bad = {step.parts[index].job.request_id: step.parts[index].job for index in results.bad}
+        bad |= {step.embeds[index].job.request_id: step.embeds[index].job for index in results.bad_embeds}
+        events: list[Event] = []
+        suspects: list[RadixNode] = []
+        for job in bad.values():
+            top = None if job.node is None else self.memory.tree.suspect(job.node)
+            if top is not None:
+                suspects.append(top)
+            events.append(job.end_event(FinishReason.FAILED, now, error))
+            self._leave(job, keep=False)
+        for top in suspects:
+            if top.depth >= 0:  # else it went with another
+                self._purge(top)
+        return events
+
+    def _purge(self, top: RadixNode) -> None:
+        """Remove what cannot be trusted, and let the jobs that hold it start again."""
+        for job in list(self._running.values()):
+            if job.node is not None and self.memory.tree.is_below(job.node, top):
+                self._requeue(job, keep=False)
+        self.memory.remove_suspect(top)
+
+    # -- results -----------------------------------------------------------------------------------------------
+
+    def _apply_part(self, index: int, part: Part, results: StepResults, now: float) -> Event | None:
+        job = part.job
+        if part.num_logits and job.node is not None:
+            self.memory.tree.prove(job.node)
+            job.is_proven = True
+        if isinstance(job, GenerateJob):
+            job.prompt_logprobs += results.prompt_logprobs.get(index, ())
+            if not part.wants_token:
+                return None
+            if not job.wants_token:
+                return self._end(job, FinishReason.LENGTH, now)
+            return self._apply_token(job, results.sampled[index].token_id, results.sampled[index].logprob, now)
+        assert isinstance(job, ScoreJob), "an embedding has no row"
+        values = results.trie_logprobs.get(index, ())
+        if part.trie is None:
+            if part.num_logits:
+                _record(job.conditional.logprobs, [job.plan.roots], values)
+                job.is_prompt_scored = True
+        else:
+            _record(part.trie.logprobs, job.plan.children[part.start : part.end], values)
+            part.trie.num_done = part.end
+        return self._end(job, FinishReason.STOP, now) if job.is_scored else None
+
+    def _apply_token(self, job: GenerateJob, token_id: int, logprob: TokenLogprob | None, now: float) -> TokenEvent:
+        job.tokens.append(token_id)
+        self.counters.sampled_tokens += 1
+        text, reason, matched = job.output.push(token_id)
+        logprobs = () if logprob is None else (logprob,)
+        if reason is None:
+            return TokenEvent(job.request_id, text, (token_id,), logprobs)
+        event = job.last_event(reason, now, text=text, token_ids=(token_id,), logprobs=logprobs, matched=matched)
+        self._leave(job, keep=True)
+        return event
+
+
+def _record(logprobs: list[float], families: list[list[tuple[int, int]]], values: tuple[float, ...]) -> None:
+    nodes = [node for family in families for node, _ in family]
+    for node, value in zip(nodes, values, strict=True):
+        logprobs[node] = value
+
+
+def _rows_of(job: AnyJob) -> list[int]:
+    rows = [job.row]
+    if isinstance(job, ScoreJob) and job.unconditional is not None:
+        rows.append(job.unconditional.row)
+    return [row for row in rows if row >= 0]

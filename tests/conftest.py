@@ -1,0 +1,67 @@
+"""Shared by all tests: the size of acceptance tests, and the figures they leave."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Figures = Callable[..., None]
+_RESULTS = pytest.StashKey[dict[str, dict[str, Any]]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="acceptance lines at full size; writes a dated JSON")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_RESULTS] = {}
+
+
+@pytest.fixture(scope="session")
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether acceptance lines run at full size."""
+    return bool(request.config.getoption("--full"))
+
+
+@pytest.fixture
+def figures(request: pytest.FixtureRequest) -> Figures:
+    """Keep what a test measured: figures(tokens=..., ties=...)."""
+    results = request.config.stash[_RESULTS].setdefault(request.node.name, {})
+
+    def keep(**values: Any) -> None:
+        results.update(values)
+
+    return keep
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Any:
+    report = yield
+    if report.when == "call" and item.name in item.config.stash[_RESULTS]:
+        item.config.stash[_RESULTS][item.name]["outcome"] = report.outcome
+        item.config.stash[_RESULTS][item.name]["seconds"] = round(report.duration, 2)
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    results = config.stash[_RESULTS]
+    if not config.getoption("--full") or not results:
+        return
+    terminalreporter.section("acceptance")
+    for name, values in results.items():
+        outcome = values.get("outcome", "?")
+        rest = ", ".join(f"{k}={v}" for k, v in values.items() if k != "outcome")
+        terminalreporter.write_line(f"{outcome:>7}  {name}: {rest}")
+    folder = Path(str(config.rootpath)) / "acceptance-results"
+    folder.mkdir(exist_ok=True)
+    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H%M%SZ")
+    file = folder / f"{stamp}.json"
+    data = {"date": stamp, "python": platform.python_version(), "machine": platform.machine(), "lines": results}
+    file.write_text(json.dumps(data, indent=1, default=str) + "\n")
+    terminalreporter.write_line(f"written: {file.relative_to(config.rootpath)}")
