@@ -1,6 +1,6 @@
 """What `import palmette` costs over the bare interpreter: median of several processes, in milliseconds. Goal: < 300.
 
-    python -m benchmarks.imports [--rounds 15]
+python -m benchmarks.imports [--rounds 15]
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ class TransformersPeer:
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
-        import transformers  # noqa: PLC0415 - only for this peer
+        import transformers
 
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()

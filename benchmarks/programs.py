@@ -118,7 +118,9 @@ def _run(
 
 def print_rows(rows: list[Row]) -> None:
     print(f"\n{rows[0].workload}")
-    print(f"  {'system':<15} {'prompt':>7} {'computed':>8} {'hit':>6} {'optimum':>8} {'sampled':>8} {'s':>7} {'x full':>7}  output")
+    print(
+        f"  {'system':<15} {'prompt':>7} {'computed':>8} {'hit':>6} {'optimum':>8} {'sampled':>8} {'s':>7} {'x full':>7}  output"
+    )
     for r in rows:
         optimum = "-" if r.share_of_optimum is None else f"{r.share_of_optimum:.1%}"
         print(

@@ -14,7 +14,7 @@ from examples.skeleton_of_thought import skeleton_of_thought
 from palmette import Program
 from palmette.interpreter.backends.local import Runtime
 
-_TOPICS = ["sleep better", "learn to swim", "save water at home", "plan a small garden", "stay calm before an exam"]
+_TOPICS = ["sleeping better", "learning to swim", "saving water", "planning a small garden", "staying calm"]
 _HOBBIES = ["astronomy", "chess", "baking", "hiking", "painting", "sailing", "gardening", "cycling"]
 
 
@@ -42,9 +42,7 @@ def workloads(scale: int) -> list[Workload]:
     return [
         Workload("few-shot QA", few_shot_qa, _take(QUESTIONS, count, lambda q: {"question": q})),
         Workload("chat", chat, _take(_HOBBIES, count, lambda h: {"turns": _turns(h)})),
-        Workload(
-            "skeleton", skeleton_of_thought, _take(_TOPICS, scale, lambda t: {"question": f"How can I {t}?"})
-        ),
+        Workload("skeleton", skeleton_of_thought, _take(_TOPICS, scale, lambda t: {"topic": t})),
         Workload("judge", judge, [{"essay": f"({i + 1}) {ESSAY}"} for i in range(scale)]),
         Workload("classify", classify, _take(REVIEWS, count, lambda r: {"review": r})),
     ]
@@ -52,7 +50,11 @@ def workloads(scale: int) -> list[Workload]:
 
 def _take(values: Sequence[str], count: int, item: Callable[[str], dict[str, Any]]) -> list[dict[str, Any]]:
     """`count` inputs; where there are fewer values, numbered again so that no two are the same."""
-    texts = [v if i < len(values) else f"{v} ({i // len(values) + 1})" for i in range(count) for v in [values[i % len(values)]]]
+    texts = [
+        v if i < len(values) else f"{v} ({i // len(values) + 1})"
+        for i in range(count)
+        for v in [values[i % len(values)]]
+    ]
     return [item(text) for text in texts]
 
 

@@ -23,19 +23,20 @@ def judge(s: pm.State, essay: str) -> None:
         for criterion, branch in zip(CRITERIA, branches, strict=True):
             branch += pm.user(f"Judge the {criterion} of the essay in one sentence, then grade it.")
             with branch.assistant():
-                branch += pm.gen("remark", max_tokens=40, stop=["\n"])
-                branch += "\nGrade:" + pm.select("grade", [" poor", " fair", " good", " excellent"])
+                branch += f"The {criterion} of the essay" + pm.gen("remark", max_tokens=40, stop=["\n", "."])
+                branch += f".\nGrade for {criterion}:" + pm.select("grade", [" poor", " fair", " good", " excellent"])
     remarks, grades = s["remark"], s["grade"]
-    lines = [f"- {c}:{g}. {r.strip()}" for c, g, r in zip(CRITERIA, grades, remarks, strict=True)]
+    lines = [f"- {c}:{g}, since it{r}." for c, g, r in zip(CRITERIA, grades, remarks, strict=True)]
     s += pm.user("The remarks were:\n" + "\n".join(lines) + "\nGive a final verdict in one sentence.")
-    s += pm.assistant(pm.gen("verdict", max_tokens=40, stop=["\n"]))
+    with s.assistant():
+        s += "Overall, the essay" + pm.gen("verdict", max_tokens=40, stop=["\n", "."]) + "."
 
 
 def main() -> None:
     state = judge.run(essay=ESSAY, temperature=0)
-    for criterion, grade in zip(CRITERIA, state["grade"], strict=True):
-        print(f"{criterion}:{grade}")
-    print("verdict:", state["verdict"].strip())
+    for criterion, grade, remark in zip(CRITERIA, state["grade"], state["remark"], strict=True):
+        print(f"{criterion}:{grade} -- it{remark}.")
+    print(f"verdict: overall, the essay{state['verdict']}.")
 
 
 if __name__ == "__main__":

@@ -5,27 +5,31 @@ The branches share everything up to the skeleton; the join puts their text behin
 
 import palmette as pm
 
-POINTS = 3
+ORDINALS = ["First", "Second", "Third"]
+POINTS = len(ORDINALS)
 
 
 @pm.function
-def skeleton_of_thought(s: pm.State, question: str) -> None:
+def skeleton_of_thought(s: pm.State, topic: str) -> None:
     s += pm.system("You are a helpful assistant that writes short, clear text.")
-    s += pm.user(f"{question}\nFirst list {POINTS} short points, then write one sentence on each.")
+    s += pm.user(
+        f"Give me {POINTS} pieces of advice on {topic}. First a list of short points, then one sentence on each."
+    )
     with s.assistant():
-        s += "Points:\n"
+        s += f"Here are {POINTS} short points on {topic}:\n"
         for i in range(POINTS):
-            s += f"{i + 1}. " + pm.gen(f"point{i}", max_tokens=16, stop=["\n", "."]) + "\n"
+            s += f"{ORDINALS[i]}, you should" + pm.gen(f"point{i}", max_tokens=16, stop=["\n", ".", ","]) + ".\n"
         s += "\n"
         branches = s.fork(POINTS)
         for i, branch in enumerate(branches):
-            branch += f"On point {i + 1}, in one sentence:" + pm.gen("text", max_tokens=40, stop=["\n"]) + "\n"
+            point = s[f"point{i}"]
+            branch += f"Why you should{point}: because" + pm.gen("text", max_tokens=32, stop=["\n", "."]) + ".\n"
         branches.join("concate_and_append")
-        s += "In short:" + pm.gen("summary", max_tokens=30, stop=["\n"])
+        s += "In short, you should" + pm.gen("summary", max_tokens=24, stop=["\n", "."]) + "."
 
 
 def main() -> None:
-    state = skeleton_of_thought.run(question="How can I sleep better?", temperature=0)
+    state = skeleton_of_thought.run(topic="sleeping better", temperature=0)
     print(state.messages()[-1]["content"].strip())
 
 

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from palmette.fsm.charset import ANY, CharSet, charset, intersect, negate
 from palmette.fsm.dfa import Machine
-from palmette.fsm.utf8 import Edges, char_graph
 from palmette.fsm.trie import Trie
+from palmette.fsm.utf8 import Edges, char_graph
 
 Mask = npt.NDArray[np.uint32]
 

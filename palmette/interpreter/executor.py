@@ -60,7 +60,8 @@ class Executor:
         self.loop = asyncio.new_event_loop()
         self.live: set[LiveRun] = set()
         self._handlers: dict[str, Callable[[Event], None]] = {}
-        self._ids = (f"{uuid.uuid4().hex[:12]}-{n}" for n in itertools.count())
+        self._name = uuid.uuid4().hex[:12]
+        self._numbers = itertools.count()
         self._thread = threading.Thread(target=self._main, name="palmette-executor", daemon=True)
         self._thread.start()
         atexit.register(self.close)
@@ -86,14 +87,15 @@ class Executor:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
 
     def next_request_id(self) -> str:
-        return next(self._ids)
+        """An id that no other request of any executor has; safe from any thread, since `count` is one step."""
+        return f"{self._name}-{next(self._numbers)}"
 
     def close(self) -> None:
         """Cancel what is live, so that every waiting reader gets an error, and stop the loop. May be called twice."""
         atexit.unregister(self.close)
         if self.loop.is_closed() or not self._thread.is_alive():
             return
-        self.loop.call_soon_threadsafe(self._shut_down)
+        asyncio.run_coroutine_threadsafe(self._shut_down(), self.loop)
         if not self.on_loop_thread():
             self._thread.join(_EXIT_SECONDS)
 
@@ -194,10 +196,15 @@ class Executor:
         finally:
             self.loop.close()
 
-    def _shut_down(self) -> None:
+    async def _shut_down(self) -> None:
+        """Fail what is live, give its tasks a moment to end with that, cancel the rest, stop."""
         for run in list(self.live):
             run.cancel(Cancelled("the interpreter exits, or the executor was closed"))
-        for task in asyncio.all_tasks(self.loop):
-            task.cancel()
-        # Two turns later the cancelled tasks have failed their holes.
-        self.loop.call_later(0.05, self.loop.stop)
+        tasks = asyncio.all_tasks(self.loop) - {asyncio.current_task()}
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=_EXIT_SECONDS / 2)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late, timeout=_EXIT_SECONDS / 4)
+        self.loop.stop()

@@ -116,10 +116,10 @@ def _attend(
     batch = group.key_rows.shape[0] // num_keys
     rows = slice(group.first_partial, group.first_partial + batch * num_queries)
 
-    q = q_rows.index_select(0, group.query_rows).view(batch, num_queries * r, head_dim)
+    q = q_rows.index_select(0, group.query_rows).view(batch, num_queries * r, head_dim).float().mul_(scale)
     k = keys.index_select(0, group.key_rows).view(batch, num_keys, head_dim)
     v = values.index_select(0, group.key_rows).view(batch, num_keys, head_dim)
-    scores = torch.bmm(q.float(), k.float().transpose(1, 2)).mul_(scale)
+    scores = torch.bmm(q, k.float().transpose(1, 2))
     if soft_cap is not None:
         soft_cap_(scores, soft_cap)
     if group.hidden is not None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
 import textwrap
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,18 @@ import torch
 
 import palmette as pm
 from benchmarks import programs as programs_benchmark
-from benchmarks import radix as radix_benchmark
 from examples import chat, classify, few_shot_qa, hello, judge, skeleton_of_thought
-from palmette.interpreter.backends.local import Runtime
+from palmette.interpreter.backends.local import Runtime, runtime_config
 from palmette.lang.engine import Engine
+from palmette.runtime.engine import EngineCore, build_engine
+from palmette.runtime.model_runner import ModelRunner
 from palmette.runtime.models.load import load_model
 from palmette.runtime.models.loaded import LoadedModel
 from palmette.runtime.models.tiny import tiny_model
+from palmette.runtime.request import Status
+from palmette.runtime.sampler import Draw, draw_margin
+from palmette.runtime.scheduled import ScheduledBatch, ScheduledRow
+from palmette.types import GenerateRequest, SamplingParams, TokenEvent
 from tests.acceptance.prompts import PROMPTS
 from tests.acceptance.ties import Comparison
 from tests.conftest import Figures
@@ -66,16 +73,13 @@ def greedy(engine: Engine, ids: Sequence[Sequence[int]], tokens: int, **params: 
     return [r["output_ids"] for r in results]
 
 
-def margin_of(engine: Engine, prompt: Sequence[int], output: Sequence[int], index: int) -> float:
-    """The distance of the two best logits at one position of an output."""
-    result = engine.generate(
-        input_ids=[*prompt, *output[:index]],
-        sampling_params={"temperature": 0, "max_new_tokens": 1},
-        return_logprob=True,
-        top_logprobs_num=2,
-    )
-    (best, _, _), (second, _, _) = result["meta_info"]["output_top_logprobs"][0]
-    return float(best - second)
+def margin(model: LoadedModel, request: GenerateRequest, output: Sequence[int], index: int) -> float:
+    """How near token `index` of an output was to being another: by logits if greedy, else by the draw."""
+    ids = (*request.token_ids, *output[:index])
+    runner = ModelRunner(model.model, num_slots=len(ids), max_running_rows=1, context_len=len(ids))
+    row = ScheduledRow(row=0, token_ids=ids, start=0, slots=tuple(range(len(ids))), logits_from=len(ids) - 1)
+    logits = runner.forward(ScheduledBatch((row,)))[0]
+    return draw_margin(logits, Draw(request.params, seed=request.seed, index=index))
 
 
 @pytest.mark.model
@@ -102,7 +106,8 @@ def test_line_2_greedy_tokens_and_logprobs_equal_transformers(
                 )
             expected = out.sequences[0, len(prompt) :].tolist()
             ours = result["output_ids"]
-            comparison.add(expected, ours, lambda i, p=prompt, o=expected: margin_of(engine, p, o, i))
+            probe = GenerateRequest("probe", tuple(prompt), SamplingParams(temperature=0))
+            comparison.add(expected, ours, partial(margin, embedded, probe, expected))
             rows = result["meta_info"]["output_token_logprobs"]
             for index, (logits, (logprob, token, _)) in enumerate(zip(out.logits, rows, strict=True)):
                 if expected[: index + 1] != ours[: index + 1]:
@@ -114,47 +119,73 @@ def test_line_2_greedy_tokens_and_logprobs_equal_transformers(
     assert worst < 1e-3
 
 
+def complete(core: EngineCore, requests: Sequence[GenerateRequest], retract_every: int = 0) -> list[list[int]]:
+    """Step an engine until every request ended; retracts the youngest running one every k-th step."""
+    outputs: dict[str, list[int]] = {request.request_id: [] for request in requests}
+    for request in requests:
+        core.add(request, now=0.0)
+    for step in itertools.count(1):
+        if not core.has_work:
+            break
+        for event in core.step(now=float(step)):
+            assert isinstance(event, TokenEvent)
+            outputs[event.request_id].extend(event.token_ids)
+            assert event.finish is None or event.finish.error is None
+        core.check_integrity()
+        running = [job.request_id for job in core.scheduler.jobs() if job.status is Status.RUNNING]
+        if retract_every and step % retract_every == 0 and running:
+            core.scheduler.retract(running[-1])
+    stats = core.stats()
+    assert stats.kv_free + stats.kv_evictable == stats.kv_total
+    return list(outputs.values())
+
+
 def test_line_2_same_tokens_cached_batched_chunked_and_retracted(
     subject: LoadedModel, full: bool, figures: Figures
 ) -> None:
     prompts, tokens = (PROMPTS, 64) if full else (PROMPTS[:6], 24)
     encode = subject.tokenizer.encode
     header = encode("A list of sentences, each of which goes on in its own way.\n")
-    ids = [header + encode(prompt) for prompt in prompts]
-    sampled = {"temperature": 0.8, "top_p": 0.95, "seed": 7}
-    total: dict[str, Comparison] = {}
-    with Engine(subject, enabled=False, max_running=1) as plain:
-        expected = [greedy(plain, [i], tokens)[0] for i in ids]
-        drawn = greedy(plain, ids, tokens, **sampled)
-        variants: dict[str, dict[str, Any]] = {
-            "cache": {},
-            "no cache": {"enabled": False},
-            "alone": {"max_running": 1},
-            **{f"chunk {c}": {"chunk_size": c} for c in (16, 64, 512)},
-            **{f"retract {k}": {"retract_every": k} for k in (1, 2, 3, 7)},
-        }
-        for name, options in variants.items():
-            comparison = total[name] = Comparison()
-            with Engine(subject, **options) as engine:
-                for prompt, want, got in zip(ids, expected, greedy(engine, ids, tokens), strict=True):
-                    comparison.add(want, got, lambda i, p=prompt, w=want: margin_of(plain, p, w, i))
-                if name.startswith("retract"):
-                    assert engine.get_server_info()["retractions"] > 0
-                again = greedy(engine, ids, tokens, **sampled)
-                differing = sum(a != b for a, b in zip(drawn, again, strict=True))
-                figures(**{f"{name}: ties": comparison.ties, f"{name}: drawn differently": differing})
-                assert differing <= len(ids) // 10
-    figures(prompts=len(ids), tokens=sum(c.tokens for c in total.values()), ties=sum(c.ties for c in total.values()))
-    for comparison in total.values():
-        comparison.check()
+    ids = [tuple(header + encode(prompt)) for prompt in prompts]
+    kinds = {"greedy": SamplingParams(max_new_tokens=tokens, temperature=0, ignore_eos=True)}
+    kinds["drawn"] = SamplingParams(max_new_tokens=tokens, temperature=0.8, ignore_eos=True)
+
+    def requests(kind: str) -> list[GenerateRequest]:
+        return [GenerateRequest(f"{kind}-{i}", row, kinds[kind], seed=i) for i, row in enumerate(ids)]
+
+    def build(**options: Any) -> EngineCore:
+        kv_tokens = 16_384 if full else 1_024
+        return build_engine(subject, runtime_config(subject.name, {"kv_tokens": kv_tokens, **options}))
+
+    variants: dict[str, tuple[dict[str, Any], int]] = {
+        "cached": ({}, 0),
+        "not cached": ({"enabled": False}, 0),
+        "one at a time": ({"max_running": 1}, 0),
+        **{f"chunks of {c}": ({"chunk_size": c}, 0) for c in (16, 64, 512)},
+        **{f"retracted every {k}": ({}, k) for k in (1, 2, 3, 7)},
+    }
+    total = Comparison()
+    for kind in kinds:
+        plain = [complete(build(enabled=False), [request])[0] for request in requests(kind)]
+        for name, (options, retract_every) in variants.items():
+            core = build(**options)
+            answers = complete(core, requests(kind), retract_every)
+            ties = total.ties
+            for request, want, got in zip(requests(kind), plain, answers, strict=True):
+                total.add(want, got, partial(margin, subject, request, want))
+            assert bool(core.stats().retractions) == bool(retract_every)
+            if total.ties > ties:
+                figures(**{f"ties {kind}, {name}": total.ties - ties})
+    figures(prompts=len(ids), variants=len(variants) * len(kinds), tokens=total.tokens, ties=total.ties)
+    total.check()
 
 
 # -- 3: nothing is computed twice --------------------------------------------------------------------------------------
 
 
 def test_line_3_a_fork_computes_its_prefix_once(subject: LoadedModel, full: bool, figures: Figures) -> None:
-    branches, words = (64, 1000) if full else (64, 1000)
-    prefix = ("water " * words)[: words if subject.name == "tiny" else None]
+    branches = 64
+    prefix = ("water " * 1000)[: None if full else 1000]  # 1,000 tokens of either model
     encode = subject.tokenizer.encode
     suffixes = [f" Branch {i} begins:" for i in range(branches)]
 
@@ -175,10 +206,10 @@ def test_line_3_a_fork_computes_its_prefix_once(subject: LoadedModel, full: bool
 
 
 def test_line_3_unrelated_requests_with_one_new_prefix_compute_it_once(
-    subject: LoadedModel, figures: Figures
+    subject: LoadedModel, full: bool, figures: Figures
 ) -> None:
     encode = subject.tokenizer.encode
-    prefix = encode(("stone " * 1000)[: 1000 if subject.name == "tiny" else None])
+    prefix = encode(("stone " * 1000)[: None if full else 1000])
     ids = [prefix + encode(f" Request {i}:") for i in range(64)]
     with Engine(subject, context_len=2048) as engine:
         greedy(engine, ids, 2)
@@ -247,6 +278,7 @@ def test_line_5_many_programs_in_flight(full: bool, figures: Figures) -> None:
 
         @pm.function
         def wide(s):
+            s += "wide:"
             group = s.fork(1000)
             group += pm.gen("x", max_tokens=1)
             before = threading.active_count()

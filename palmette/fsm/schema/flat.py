@@ -12,26 +12,22 @@ from decimal import Decimal
 from typing import Any, TypeAlias
 
 from palmette.errors import UnsupportedConstraint
-from palmette.fsm.schema.negate import negation
-from palmette.fsm.schema.source import Schema, Source
+from palmette.fsm.schema.negate import ANNOTATIONS, negation
+from palmette.fsm.schema.source import Source
 
 Element: TypeAlias = tuple[str, tuple[str, ...]]  # place, keywords of it to be left out
 Conjunction: TypeAlias = tuple[Element, ...]
 
 ALL_TYPES = frozenset({"null", "boolean", "number", "string", "array", "object"})  # "integer": only integers are left
-ANNOTATIONS = frozenset(
-    "$schema $id id $anchor $dynamicAnchor $comment $defs definitions $vocabulary title description default examples "
-    "example deprecated readOnly writeOnly contentEncoding contentMediaType contentSchema".split()
-)
-_FOLLOWED = ("$ref", "allOf")
-_GROUPS = ("anyOf", "oneOf", "if", "then", "else", "dependentRequired", "dependentSchemas", "dependencies", "not")
+_FOLLOWED = frozenset("$ref allOf not if then else dependentRequired dependentSchemas dependencies ~all ~not".split())
+_GROUPS = ("anyOf", "oneOf", "~any")
 _OBJECT = frozenset(
     "properties patternProperties additionalProperties required minProperties maxProperties propertyNames".split()
 )
 _ARRAY = frozenset("items prefixItems additionalItems minItems maxItems uniqueItems contains minContains".split())
 _STRING = frozenset("minLength maxLength pattern format ~notPattern".split())
 _NUMBER = frozenset("minimum maximum exclusiveMinimum exclusiveMaximum multipleOf".split())
-HANDLED = frozenset({*_FOLLOWED, *_GROUPS, *_OBJECT, *_ARRAY, *_STRING, *_NUMBER, "type", "enum", "const", "~notEnum"})
+HANDLED = _OBJECT | _ARRAY | _STRING | _NUMBER | {*_GROUPS, "type", "enum", "const", "~notEnum"}
 HINTS = {
     "unevaluatedProperties": "use additionalProperties beside properties",
     "unevaluatedItems": "use items beside prefixItems",
@@ -70,9 +66,9 @@ class Flat:
 
     def without(self, group: Group, branch: str) -> Conjunction:
         """This conjunction with `branch` chosen from `group`."""
-        drop = {"if": {"if", "then", "else"}}.get(group.keyword, {group.keyword.partition(" ")[0]})
         kept = [
-            (place, tuple(sorted({*gone, *drop})) if place == group.place else gone) for place, gone in self.sources
+            (place, tuple(sorted({*gone, group.keyword})) if place == group.place else gone)
+            for place, gone in self.sources
         ]
         return tuple(sorted({*kept, (branch, ())}))
 
@@ -102,14 +98,10 @@ def flatten(conjunction: Conjunction, source: Source, *, strict: bool) -> Flat:
         if source.legacy and "$ref" in keywords:
             keywords = {"$ref": keywords["$ref"]}
         below = (*trail, place)
-        if "$ref" in keywords:
-            stack.append(((source.resolve(place, keywords["$ref"]), ()), below))
-        if "allOf" in keywords:
-            for i in reversed(range(len(_list(place, "allOf", keywords["allOf"])))):
-                stack.append(((source.child(place, "allOf", i), ()), below))
+        stack += [((p, ()), below) for p in reversed(_followed(place, keywords, source))]
         rest = {k: v for k, v in keywords.items() if k not in _FOLLOWED}
         if rest:
-            left_out = {*gone, *(_FOLLOWED if len(rest) < len(keywords) else ())}
+            left_out = {*gone, *(keywords.keys() - rest.keys())}
             flat.sources.append((place, tuple(sorted(left_out))))
             _collect(flat, place, rest, source, strict=strict)
     return flat
@@ -175,37 +167,43 @@ def _number(flat: Flat, place: str, keyword: str, value: Any, keywords: dict[str
 
 
 def _group(flat: Flat, place: str, keywords: dict[str, Any], source: Source) -> None:
-    for keyword in ("anyOf", "oneOf"):
+    for keyword in _GROUPS:
         if keyword in keywords:
-            count = len(_list(place, keyword, keywords[keyword]))
-            branches = [source.child(place, keyword, i) for i in range(count)]
+            branches = keywords[keyword]
+            if keyword != "~any":
+                count = len(_list(place, keyword, branches))
+                branches = [source.child(place, keyword, i) for i in range(count)]
             flat.groups.append(Group(place, keyword, branches, exclusive=keyword == "oneOf"))
+
+
+def _followed(place: str, keywords: dict[str, Any], source: Source) -> list[str]:
+    """Places that hold whenever `place` does."""
+    out: list[str] = []
+    if "$ref" in keywords:
+        out.append(source.resolve(place, keywords["$ref"]))
+    if "allOf" in keywords:
+        out += [source.child(place, "allOf", i) for i in range(len(_list(place, "allOf", keywords["allOf"])))]
+    out += keywords.get("~all", [])
+    if "~not" in keywords:
+        out.append(negation(source, keywords["~not"]))
     if "not" in keywords:
-        _alternatives(flat, place, "not", [negation(source, source.child(place, "not"))], source)
+        out.append(negation(source, source.child(place, "not")))
     if "if" in keywords and ("then" in keywords or "else" in keywords):
-        condition = {"$ref~": source.child(place, "if")}
-        then = {"$ref~": source.child(place, "then")} if "then" in keywords else True
-        otherwise = {"$ref~": source.child(place, "else")} if "else" in keywords else True
-        yes = {"allOf~": [condition, then]}
-        no = {"allOf~": [{"$ref~": negation(source, source.child(place, "if"))}, otherwise]}
-        _alternatives(flat, place, "if", [_derived(source, place, "yes", yes), _derived(source, place, "no", no)], source)
+        condition = source.child(place, "if")
+        branches = []
+        for keyword, holds in (("then", condition), ("else", negation(source, condition))):
+            both = [holds, source.child(place, keyword)] if keyword in keywords else [holds]
+            branches.append(source.add(place, f"if {keyword}", {"~all": both}))
+        out.append(source.add(place, "if", {"~any": branches}))
     for keyword in ("dependentRequired", "dependentSchemas", "dependencies"):
         for i, (name, wanted) in enumerate(keywords.get(keyword, {}).items()):
+            absent = source.add(place, f"{keyword} {i} absent", {"properties": {name: False}})
             if isinstance(wanted, list):
-                branch: Schema = {"required": wanted}
-                second = source.add(place, f"{keyword}{i}", branch)
+                present = source.add(place, f"{keyword} {i} present", {"required": wanted})
             else:
-                second = source.child(place, keyword, name)
-            absent = source.add(place, f"{keyword}{i}absent", {"properties": {name: False}})
-            flat.groups.append(Group(place, f"{keyword} {i}", [absent, second]))
-
-
-def _alternatives(flat: Flat, place: str, keyword: str, branches: list[str], source: Source) -> None:
-    flat.groups.append(Group(place, keyword, branches))
-
-
-def _derived(source: Source, place: str, name: str, schema: Schema) -> str:
-    return source.add(place, name, schema)
+                present = source.child(place, keyword, name)
+            out.append(source.add(place, f"{keyword} {i}", {"~any": [absent, present]}))
+    return out
 
 
 def _list(place: str, keyword: str, value: Any) -> list[Any]:

@@ -16,7 +16,9 @@ class SchemaOptions:
     compact: bool = False  # {"a":1,"b":2} instead of {"a": 1, "b": 2}
     whitespace: int = 0  # further whitespace allowed at each place where JSON allows some, in characters
     strict: bool = True  # False: keywords that cannot be enforced are left out and listed in Constraint.unenforced
-    assert_formats: bool = True  # False: `format` is an annotation, as the 2020-12 core has it, and listed as unenforced
+    assert_formats: bool = (
+        True  # False: `format` is an annotation, as the 2020-12 core has it, and listed as unenforced
+    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.whitespace <= MAX_WHITESPACE:

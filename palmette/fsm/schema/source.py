@@ -25,6 +25,7 @@ class Source:
 
     def __init__(self, text: str, limits: Limits) -> None:
         _check_nesting(text, limits)
+        self.size = len(text)  # characters
         try:
             self.root: Schema = json.loads(text, parse_float=Decimal, parse_constant=_refuse_constant)
         except ValueError as error:

@@ -6,7 +6,7 @@ Importing this module loads torch; the package does so only when a Runtime is bu
 from __future__ import annotations
 
 import atexit
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -46,7 +46,7 @@ class Runtime:
     def __init__(
         self, model_path: str | LoadedModel = "smollm2", *, chat_template: str | None = None, **options: Any
     ) -> None:
-        config = _config(model_path if isinstance(model_path, str) else model_path.name, options)
+        config = runtime_config(model_path if isinstance(model_path, str) else model_path.name, options)
         loaded = model_path if isinstance(model_path, LoadedModel) else _load(config.model)
         self._tokenizer = loaded.tokenizer
         self._template = loaded.tokenizer.chat_template
@@ -138,7 +138,12 @@ def _load(options: ModelOptions) -> LoadedModel:
     return load_model(options.model_path, dtype=getattr(torch, options.dtype), device=options.device)
 
 
-def _config(model_path: str, options: dict[str, Any]) -> RuntimeConfig:
+def runtime_config(model_path: str, options: Mapping[str, Any]) -> RuntimeConfig:
+    """Flat options sorted into the parts of a RuntimeConfig.
+
+    Raises:
+        InvalidOption: an unknown option, or one out of range.
+    """
     parts: dict[str, dict[str, Any]] = {part: {} for part in _PARTS}
     parts["model"]["model_path"] = model_path
     for name, value in options.items():
