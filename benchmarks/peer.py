@@ -43,7 +43,7 @@ class TransformersPeer:
             for request in requests:
                 prompt = list(request.token_ids)
                 keep = min(_common(held, prompt), len(prompt) - 1)
-                cache.crop(keep)
+                _keep(cache, keep)
                 computed += len(prompt) - keep
                 if isinstance(request, GenerateRequest):
                     held = self._generate(prompt, num_new[request.request_id], cache)
@@ -78,10 +78,17 @@ class TransformersPeer:
                 path.append(trie.token_ids[node])
                 node = trie.parents[node]
             have = min(cache.get_seq_length(), len(prompt) - 1)
-            cache.crop(have)
+            _keep(cache, have)
             self._model(torch.tensor([[*prompt[have:], *reversed(path)]]), past_key_values=cache)
-            cache.crop(len(prompt))
+            _keep(cache, len(prompt))
         return prompt
+
+
+def _keep(cache: Any, length: int) -> None:
+    """Drop what is behind the first `length` tokens."""
+    surplus = cache.get_seq_length() - length
+    if surplus > 0:
+        cache.crop(-surplus)
 
 
 def _common(a: list[int], b: list[int]) -> int:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import datetime
 import json
 import platform
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import transformers
+
+from palmette.runtime.models.load import find_model
 
 Figures = Callable[..., None]
 _RESULTS = pytest.StashKey[dict[str, dict[str, Any]]]()
@@ -27,6 +32,18 @@ def pytest_configure(config: pytest.Config) -> None:
 def full(request: pytest.FixtureRequest) -> bool:
     """Whether acceptance lines run at full size."""
     return bool(request.config.getoption("--full"))
+
+
+@pytest.fixture(scope="session")
+def hf_embedded() -> Any:
+    """The embedded model in transformers, fp32: the oracle of our loader and our logits. Takes seconds to load."""
+    transformers.logging.disable_progress_bar()
+    path, _ = find_model("smollm2")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of transformers' own code
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.float32
+        ).eval()
 
 
 @pytest.fixture

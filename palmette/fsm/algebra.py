@@ -186,6 +186,20 @@ def alt(parts: Iterable[Node]) -> Node:
     return out[0] if len(out) == 1 else Alt(tuple(out))
 
 
+def chain(*parts: Node) -> Node:
+    """Concatenation that is not flattened: for long lists built from the end, where flattening would be quadratic."""
+    if any(is_never(p) for p in parts):
+        return NEVER
+    return Seq(parts)
+
+
+def either(one: Node, two: Node) -> Node:
+    """Alternation that is not flattened, for the same use."""
+    if is_never(one) or is_never(two):
+        return two if is_never(one) else one
+    return Alt((one, two))
+
+
 def repeat(part: Node, low: int, high: int | None) -> Node:
     """Counted repetition. Nested counts become one where every number in between can be reached.
 

@@ -21,6 +21,7 @@ class Budget:
         self._clock = clock
         self._deadline = clock() + limits.compile_seconds if clock else 0.0
         self._ticks = 0
+        self._stepping = False  # compiling is bounded by the totals and the clock instead
         self.states = 0
         self.subsets_in_step = 0
         self.members_in_step = 0
@@ -28,6 +29,7 @@ class Budget:
     def begin_step(self) -> None:
         """Start counting a new step. Compilation is over, so the clock is not looked at any more."""
         self._clock = None
+        self._stepping = True
         self.subsets_in_step = 0
         self.members_in_step = 0
 
@@ -46,6 +48,8 @@ class Budget:
         self.states += 1
         if self.states > self.limits.dfa_states:
             raise exceeded("dfa_states", self.limits.dfa_states, "the automaton")
+        if not self._stepping:
+            return
         self.members_in_step += members
         if self.members_in_step > self.limits.members_per_step:
             raise exceeded("members_per_step", self.limits.members_per_step, "the automaton")

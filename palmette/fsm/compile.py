@@ -91,7 +91,7 @@ def constraint_key(spec: Spec, vocabulary: Vocabulary, limits: Limits) -> str:
     return hashlib.sha256(repr((spec, vocabulary.digest, limits)).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def compile(  # noqa: A001 - the natural name, used as fsm.compile.compile
+def compile(
     spec: Spec, vocabulary: Vocabulary, limits: Limits | None = None, *, clock: Callable[[], float] | None = None
 ) -> Constraint:
     """Compile `spec`; `clock` (seconds, such as time.monotonic) makes the limit on compile time count.

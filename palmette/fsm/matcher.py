@@ -33,6 +33,7 @@ class Matcher:
         self._epoch = self._automaton.epoch
         self._states = [self._automaton.start]  # one per reading, the first before any
         self._read: list[bytes] = []  # what led from each state to the next
+        self._tokens: list[int] = []  # the token of each reading, -1 for bytes
         self._plans: list[tuple[int, ...]] = [()]  # forced tokens still to come, parallel to _states
         self._ended_at: int | None = None  # number of readings when end-of-sequence came
 
@@ -47,6 +48,11 @@ class Matcher:
     def is_terminated(self) -> bool:
         """Whether end-of-sequence was read. Nothing may follow it."""
         return self._ended_at is not None
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Tokens read so far; readings of bytes are not among them."""
+        return tuple(t for t in self._tokens if t >= 0)
 
     @property
     def forced_plan(self) -> tuple[int, ...]:
@@ -106,12 +112,12 @@ class Matcher:
             if not self._automaton.accepts(state):
                 return False
             self._ended_at = len(self._read)
-            self._push(state, b"", ())
+            self._push(state, b"", (), token)
             return True
         to = self._automaton.after_token(state, token)
         if to == DEAD:
             return False
-        self._push(to, self.constraint.vocabulary.tokens[token], plan[1:])
+        self._push(to, self.constraint.vocabulary.tokens[token], plan[1:], token)
         return True
 
     def advance_bytes(self, data: bytes) -> bool:
@@ -120,7 +126,7 @@ class Matcher:
         to = self._automaton.read(self._state(), data) if self._ended_at is None else DEAD
         if to == DEAD:
             return False
-        self._push(to, data, ())
+        self._push(to, data, (), -1)
         return True
 
     def rollback(self, readings: int) -> None:
@@ -128,7 +134,7 @@ class Matcher:
         if not 0 <= readings <= len(self._read):
             raise RequestError(f"cannot roll back {readings} of {len(self._read)} readings")
         if readings:
-            del self._states[-readings:], self._read[-readings:], self._plans[-readings:]
+            del self._states[-readings:], self._read[-readings:], self._plans[-readings:], self._tokens[-readings:]
             if self._ended_at is not None and self._ended_at >= len(self._read):
                 self._ended_at = None
 
@@ -137,6 +143,7 @@ class Matcher:
         other = Matcher.__new__(Matcher)
         other.constraint, other._automaton, other._epoch = self.constraint, self._automaton, self._epoch
         other._states, other._read, other._plans = self._states[:], self._read[:], self._plans[:]
+        other._tokens = self._tokens[:]
         other._ended_at = self._ended_at
         return other
 
@@ -191,8 +198,9 @@ class Matcher:
             self._epoch = self._automaton.epoch
         return self._states[-1]
 
-    def _push(self, state: int, data: bytes, plan: tuple[int, ...]) -> None:
+    def _push(self, state: int, data: bytes, plan: tuple[int, ...], token: int) -> None:
         self._states.append(state)
+        self._tokens.append(token)
         self._read.append(data)
         self._plans.append(plan)
 

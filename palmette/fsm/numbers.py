@@ -10,7 +10,7 @@ from collections.abc import Hashable
 from decimal import Decimal
 
 from palmette.errors import UnsupportedConstraint
-from palmette.fsm.algebra import And, Explicit, Node
+from palmette.fsm.algebra import And, Explicit, Node, Not
 from palmette.fsm.parse import parse_regex
 from palmette.fsm.stepper import Stepper
 
@@ -26,13 +26,16 @@ def number_language(
     high: Decimal | None = None,
     high_open: bool = False,
     multiples: tuple[Decimal, ...] = (),
+    not_multiples: tuple[Decimal, ...] = (),
+    excluded: tuple[Decimal, ...] = (),
 ) -> Node:
-    """Texts of the numbers with low <= x <= high (strictly where open) that are multiples of all of `multiples`.
+    """Texts of the numbers with low <= x <= high (strictly where open), multiples of all of `multiples`, of none of
+    `not_multiples`, and none of `excluded`.
 
     Raises:
         UnsupportedConstraint: a multiple needs more remainders than MAX_MODULUS. Its path is empty.
     """
-    bounded = low is not None or high is not None or bool(multiples)
+    bounded = low is not None or high is not None or bool(multiples or not_multiples or excluded)
     if integer:
         base = parse_regex("0|-?[1-9][0-9]*")
     elif bounded:
@@ -47,6 +50,11 @@ def number_language(
     for multiple in multiples:
         if not (integer and multiple == 1):
             parts.append(Explicit(_multiple(multiple)))
+    parts += [Not(Explicit(_multiple(m))) for m in not_multiples]
+    for value in excluded:
+        above = Explicit(_bound(value, is_low=True, is_open=False))
+        below = Explicit(_bound(value, is_low=False, is_open=False))
+        parts.append(Not(And((above, below))))
     return parts[0] if len(parts) == 1 else And(tuple(parts))
 
 
@@ -110,7 +118,7 @@ def _bound(bound: Decimal, *, is_low: bool, is_open: bool) -> Stepper:
             # -0 and 0 are the same number
             if magnitude == 0 and not bound:
                 sign = 0
-        return sign == 0 and not is_open or sign == (1 if is_low else -1)
+        return (sign == 0 and not is_open) or sign == (1 if is_low else -1)
 
     return Stepper(start, step, accepts, _ALPHABET)
 

@@ -4,7 +4,7 @@
     out[d/2:] = x[d/2:] cos(p f) + x[:d/2] sin(p f)          f_i = theta^(-2i/d), p = position
 
 Reference: `apply_rotary_pos_emb` of transformers. Checkpoints that pair neighbours (GGUF's llama) are re-ordered by
-their loader. Scaled variants change f (and for YaRN the amplitude) and nothing else, so all of them are a table.
+their loader. Scaled variants change f (and for YaRN the amplitude) and nothing else.
 """
 
 from __future__ import annotations
@@ -51,10 +51,19 @@ def rope_frequencies(spec: RopeSpec) -> Tensor:
     return freqs
 
 
-def rope_table(spec: RopeSpec, num_positions: int) -> tuple[Tensor, Tensor]:
-    """cos and sin by position, each (num_positions, dim / 2) float32."""
-    angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), rope_frequencies(spec))
-    return angles.cos().mul_(spec.attention_factor), angles.sin().mul_(spec.attention_factor)
+def rope_cos_sin(frequencies: Tensor, positions: Tensor, attention_factor: float = 1.0) -> tuple[Tensor, Tensor]:
+    """cos and sin of every token's angles. Computed per step: a table of all positions would grow with the context.
+
+    Args:
+        frequencies: (dim / 2,) float32.
+        positions: (num_tokens,) integers.
+
+    Returns:
+        Two of (num_tokens, 1, dim / 2) float32, as apply_rope takes them.
+    """
+    angles = torch.outer(positions.float(), frequencies).unsqueeze(1)
+    cos, sin = angles.cos(), angles.sin()
+    return (cos, sin) if attention_factor == 1.0 else (cos.mul_(attention_factor), sin.mul_(attention_factor))
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -62,7 +71,7 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Args:
         x: (num_tokens, num_heads, head_dim).
-        cos, sin: (num_tokens, 1, dim / 2), rows of the table at the tokens' positions, float32.
+        cos, sin: (num_tokens, 1, dim / 2) float32, from rope_cos_sin.
 
     Returns:
         A new contiguous tensor like x.

@@ -1,14 +1,14 @@
 """From ints to an attention plan: which keys are gathered once for whom, and where the partial results merge.
 
-Keys are cut at absolute multiples of CHUNK page-table indices. A slot holds one token behind one unique prefix, so two
+Keys are cut at absolute multiples of `PlanLimits.chunk` page-table indices. A slot holds one token behind one unique prefix, so two
 rows whose chunks end in the same slot have the same chunk, and share it without anybody having declared it:
 
     row 0   [ chunk 0 | chunk 1 | chunk 2a ]          segments:  chunks 0-1  seen by the queries of rows 0, 1, 2
     row 1   [ chunk 0 | chunk 1 | chunk 2b | 3b ]                chunk 2a    row 0
     row 2   [ chunk 0 | chunk 1 | chunk 2c ]                     chunks 2b-3b  row 1 ...
 
-Neighbouring chunks with the same readers are one segment, cut again at multiples of BLOCK. Segments with alike numbers
-of queries and keys are padded to one batched product. Grouping decides who shares a load; it moves a result by float32
+Neighbouring chunks with the same readers are one segment, cut again at multiples of `block`. Segments with alike
+numbers of queries and keys are padded to one batched product. Grouping decides who shares a load; it moves a result by float32
 rounding only (the cuts of a segment follow its readers, and matrix products round by their shapes anyway).
 
 Knows page-table slots and positions. Does not know the model, beyond its numbers of heads.
@@ -27,13 +27,22 @@ from torch import Tensor
 
 from palmette.kernels.attention import AttentionPlan, MergeGroup, SegmentGroup
 
-CHUNK = 64  # sharing is found at this grain: what siblings read twice is less than a chunk each
-BLOCK = 512  # keys of one segment at most; a multiple of CHUNK
-MAX_SCORES = 1 << 24  # scores of one product at most (64 MB float32)
-MAX_GATHERED = 1 << 16  # keys gathered by one product at most, over all its segments
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanLimits:
+    """Where keys are cut, and what bounds a product's memory."""
+
+    chunk: int = 64  # sharing is found at this grain: what siblings read twice is less than a chunk each
+    block: int = 512  # keys of one segment at most; a multiple of chunk
+    max_scores: int = 1 << 24  # scores of one product at most (64 MB float32)
+    max_gathered: int = 1 << 16  # keys gathered by one product at most, over all its segments
+
+
+DEFAULT_LIMITS = PlanLimits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +86,7 @@ def make_attention_plan(
     pad_slot: int,
     window: int | None = None,
     device: torch.device | str = "cpu",
+    limits: PlanLimits = DEFAULT_LIMITS,
 ) -> AttentionPlan:
     """Plan one step.
 
@@ -86,9 +96,9 @@ def make_attention_plan(
         window: a query at position p sees keys at positions > p - window; None = all.
     """
     groups: dict[tuple[int, int, bool], list[_Segment]] = defaultdict(list)
-    for segment in _segments(rows, window):
-        for part in _split_queries(segment, num_heads):
-            keys = -(-(part.end - part.begin) // CHUNK)
+    for segment in _segments(rows, window, limits):
+        for part in _split_queries(segment, num_heads, limits):
+            keys = -(-(part.end - part.begin) // limits.chunk)
             groups[(_bucket(part.num_queries), keys, part.masked)].append(part)
 
     segment_groups: list[SegmentGroup] = []
@@ -97,7 +107,8 @@ def make_attention_plan(
     for segments in groups.values():
         num_queries = max(s.num_queries for s in segments)
         num_keys = max(s.end - s.begin for s in segments)
-        size = max(1, min(MAX_SCORES // (num_heads * num_queries * num_keys), MAX_GATHERED // num_keys))
+        most = limits.max_scores // (num_heads * num_queries * num_keys)
+        size = max(1, min(most, limits.max_gathered // num_keys))
         for i in range(0, len(segments), size):
             some = segments[i : i + size]
             shape = (len(some), max(s.num_queries for s in some), max(s.end - s.begin for s in some))
@@ -113,19 +124,20 @@ def make_attention_plan(
 # -- who reads what ------------------------------------------------------------------------------------------------
 
 
-def _segments(rows: Sequence[PlanRow], window: int | None) -> Iterator[_Segment]:
+def _segments(rows: Sequence[PlanRow], window: int | None, limits: PlanLimits) -> Iterator[_Segment]:
     """Each distinct segment once, a row's segments in position order."""
+    size = limits.chunk
     readers: dict[int, list[int]] = defaultdict(list)  # last slot of a chunk -> rows
     chunk_ends: list[list[int]] = []
     first_chunks: list[int] = []
     for i, row in enumerate(rows):
-        ends: list[int] = row.slots[CHUNK - 1 :: CHUNK].tolist()
-        if len(row.slots) % CHUNK:
+        ends: list[int] = row.slots[size - 1 :: size].tolist()
+        if len(row.slots) % size:
             ends.append(int(row.slots[-1]))
         oldest = 0 if window is None else max(0, int(row.positions.min()) - window + 1)
         if row.tree is not None:
             oldest = min(oldest, row.tree.prefix_len)  # behind it, indices are no positions
-        first = oldest // CHUNK
+        first = oldest // size
         for end in ends[first:]:
             readers[end].append(i)
         chunk_ends.append(ends)
@@ -136,9 +148,9 @@ def _segments(rows: Sequence[PlanRow], window: int | None) -> Iterator[_Segment]
             who = readers[ends[chunk]]
             after = chunk + 1
             if who[0] == i:  # the first reader tells of the segment
-                while after < len(ends) and after % (BLOCK // CHUNK) and readers[ends[after]] == who:
+                while after < len(ends) and after % (limits.block // size) and readers[ends[after]] == who:
                     after += 1
-                yield _segment(rows, who, chunk * CHUNK, min(after * CHUNK, len(row.slots)), window)
+                yield _segment(rows, who, chunk * size, min(after * size, len(row.slots)), window)
             chunk = after
 
 
@@ -157,9 +169,9 @@ def _segment(rows: Sequence[PlanRow], who: list[int], begin: int, end: int, wind
     return _Segment(begin, end, tuple(who), tuple(queries), masked)
 
 
-def _split_queries(segment: _Segment, num_heads: int) -> Iterator[_Segment]:
-    """Parts whose scores stay within MAX_SCORES."""
-    limit = max(1, MAX_SCORES // (num_heads * (segment.end - segment.begin)))
+def _split_queries(segment: _Segment, num_heads: int, limits: PlanLimits) -> Iterator[_Segment]:
+    """Parts whose scores stay within the limit."""
+    limit = max(1, limits.max_scores // (num_heads * (segment.end - segment.begin)))
     if segment.num_queries <= limit:
         yield segment
         return

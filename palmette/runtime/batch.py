@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from palmette.kernels.attention import AttentionPlan
-from palmette.runtime.attention_plan import PlanRow, TreeView, make_attention_plan
+from palmette.runtime.attention_plan import DEFAULT_LIMITS, PlanLimits, PlanRow, TreeView, make_attention_plan
 from palmette.runtime.scheduled import ScheduledBatch, ScheduledRow, TreeRow
 
 
@@ -26,6 +26,7 @@ class AttentionShape:
     num_kv_heads: int
     windows: frozenset[int | None]  # one plan is made for each; None = full attention
     pad_slot: int  # a slot of zeros that no request owns
+    limits: PlanLimits = DEFAULT_LIMITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,10 @@ class ForwardBatch:
     slots: Tensor  # (num_tokens,) int64: where each token's keys and values go
     logit_tokens: Tensor  # (num_logits,) int64: the tokens whose logits are wanted
     plans: Mapping[int | None, AttentionPlan]  # by window
+
+    @property
+    def num_tokens(self) -> int:
+        return self.input_ids.shape[0]
 
 
 def pack(
@@ -74,6 +79,7 @@ def pack(
             pad_slot=shape.pad_slot,
             window=window,
             device=device,
+            limits=shape.limits,
         )
         for window in shape.windows
     }

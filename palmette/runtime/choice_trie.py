@@ -10,6 +10,8 @@ Knows indices. Does not know slots' owners, batches or logits.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from palmette.types import ChoiceTrie
 
 Children = list[tuple[int, int]]  # (index of the node in the whole trie, its token id)
@@ -49,6 +51,12 @@ class TriePass:
         self.num_scheduled = 0  # inner nodes computed or in flight
         self.num_done = 0  # inner nodes whose logits came
         self.logprobs = [0.0] * num_nodes  # of the whole trie
+
+    def record(self, families: Sequence[Children], values: Sequence[float]) -> None:
+        """Take in the logprobs of some nodes' children, family by family."""
+        nodes = [node for family in families for node, _ in family]
+        for node, value in zip(nodes, values, strict=True):
+            self.logprobs[node] = value
 
 
 def trie_problem(trie: ChoiceTrie) -> str | None:

@@ -5,6 +5,8 @@ Knows how a job's next tokens become a row. Does not know the queue, nor which j
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from palmette.runtime.choice_trie import TriePass
 from palmette.runtime.memory import KVMemory
 from palmette.runtime.radix_node import RadixNode
@@ -132,10 +134,10 @@ class StepPlan:
         return job.node.depth
 
 
-def _take_unwritten(job: Job) -> tuple[int, tuple[int, ...]] | None:
+def _take_unwritten(job: Job) -> tuple[int, Sequence[int]] | None:
     """What the page table must learn with the job's next row."""
     unwritten, job.unwritten = job.unwritten, None
-    return None if unwritten is None else (unwritten[0], tuple(unwritten[1]))
+    return unwritten
 
 
 def _logits_from(job: GenerateJob | ScoreJob, start: int, end: int) -> int | None:

@@ -160,7 +160,7 @@ def _depth_first(places: list[int], shared: list[int]) -> Iterator[int]:
 
     Without recursion: a node is a range of places, and splits where its neighbours share least.
     """
-    stack = [(0, len(places))]
+    stack = [(0, len(places))] if places else []
     while stack:
         begin, end = stack.pop()
         if end - begin == 1:

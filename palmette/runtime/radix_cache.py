@@ -26,7 +26,7 @@ class Match(NamedTuple):
     """The longest cached prefix. Valid until the tree changes, unless `node` is locked."""
 
     node: RadixNode  # ends exactly where the match ends
-    slots: list[int]  # of the matched tokens behind `start`
+    slots: array[int]  # of the matched tokens behind `start`
     num_in_flight: int  # of those, how many the running step is still computing
 
 
@@ -95,7 +95,7 @@ class RadixCache:
                 num_in_flight += same
             node, depth = child, depth + same
         self._touch(node)
-        return Match(node, slots.tolist(), num_in_flight)
+        return Match(node, slots, num_in_flight)
 
     def probe(self, namespace: str, tokens: array[int], limit: int, last: Probe | None = None) -> Probe:
         """How long a match would be, changing nothing. `last`, an earlier answer for these tokens, saves the walk."""
@@ -250,7 +250,7 @@ class RadixCache:
     def remove_subtree(self, top: RadixNode) -> list[int]:
         """Drop `top`, which must not be locked, and everything behind it. Returns the freed slots."""
         assert top.refs == 0, "a locked subtree cannot be removed"
-        nodes = list(_walk(top))
+        nodes = list(top.walk())
         freed: list[int] = []
         for node in reversed(nodes):  # children first
             freed.extend(node.slots)
@@ -263,7 +263,7 @@ class RadixCache:
     def nodes(self) -> Iterator[RadixNode]:
         """Every node but the roots, a parent before its children."""
         for root in list(self._roots.values()):
-            for node in _walk(root):
+            for node in root.walk():
                 if node is not root:
                     yield node
 
@@ -279,7 +279,7 @@ class RadixCache:
         for namespace, root in self._roots.items():
             assert (root.namespace, root.parent, root.depth) == (namespace, None, 0), "a root is misplaced"
             assert root.children or root.locks, f"namespace {namespace!r} is empty and unlocked"
-            _check_refs(root)
+            root.check_refs()
         for node in self.nodes():
             parent = node.parent
             assert parent is not None, "a removed node is linked"
@@ -290,7 +290,7 @@ class RadixCache:
             assert node.state <= parent.state or parent.state is not NodeState.IN_FLIGHT, "computed behind in flight"
             assert parent.state is NodeState.PROVEN or node.state is not NodeState.PROVEN, "proven behind unproven"
             assert node.state is not NodeState.IN_FLIGHT or node in self._in_flight, "in flight, but of no step"
-            _check_refs(node)
+            node.check_refs()
             seen.update(node.slots)
             num_nodes += 1
             num_tokens += len(node.key)
@@ -395,18 +395,3 @@ class RadixCache:
         node.parent, node.heap_key, node.depth = None, None, -1
         if not parent.children and not parent.refs:
             self._push(parent)
-
-
-def _walk(top: RadixNode) -> Iterator[RadixNode]:
-    """A parent before its children, without recursion."""
-    stack = [top]
-    while stack:
-        node = stack.pop()
-        yield node
-        stack.extend(node.children.values())
-
-
-def _check_refs(node: RadixNode) -> None:
-    busy = sum(1 for child in node.children.values() if child.refs)
-    assert node.locks >= 0, "unlocked more often than locked"
-    assert node.refs == node.locks + busy, "a wrong reference count"

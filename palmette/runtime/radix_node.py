@@ -9,6 +9,7 @@ Knows its neighbours and its own counters. What they mean for eviction is radix_
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterator
 from enum import IntEnum
 
 TOKEN_CODE = "q"  # 64 bits: token ids, and atoms above 2**32
@@ -77,9 +78,22 @@ class RadixNode:
         self.keep: dict[str, int] | None = None  # program -> siblings still expected here
         self.namespace = namespace  # of a root
 
-    @property
-    def num_tokens(self) -> int:
-        return len(self.key)
+    def walk(self) -> Iterator[RadixNode]:
+        """The node and all below it, a parent before its children."""
+        stack = [self]
+        while stack:  # no recursion: depth is the user's
+            node = stack.pop()
+            yield node
+            stack.extend(node.children.values())
+
+    def check_refs(self) -> None:
+        """
+        Raises:
+            AssertionError: the reference count is wrong.
+        """
+        busy = sum(1 for child in self.children.values() if child.refs)
+        assert self.locks >= 0, "unlocked more often than locked"
+        assert self.refs == self.locks + busy, "a wrong reference count"
 
 
 def common_len(tokens: array[int], start: int, key: array[int], limit: int) -> int:

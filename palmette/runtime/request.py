@@ -93,7 +93,7 @@ class Job:
         self.tail: list[int] = []  # whole pages of slots for tokens[node.depth:]
         self.computed_len = 0  # tokens whose keys and values are there, or in flight
         self.extend_end = 0  # tokens known when it was admitted: up to here it extends, then it decodes
-        self.unwritten: tuple[int, list[int]] | None = None  # (index, slots) its page table does not have yet
+        self.unwritten: tuple[int, array[int]] | None = None  # (index, slots) its page table does not have yet
         self.is_proven = False  # logits computed in this run were finite
         # for its usage
         self.cached = 0  # prompt tokens read from the cache
@@ -120,6 +120,11 @@ class Job:
     def is_private(self) -> bool:
         """Are its tokens kept out of the tree while it runs?"""
         return False
+
+    @property
+    def rows(self) -> list[int]:
+        """Rows of the page table that it holds."""
+        return [self.row] if self.row >= 0 else []
 
     @property
     def is_extending(self) -> bool:
@@ -270,6 +275,11 @@ class ScoreJob(Job):
     @property
     def hints(self) -> Hints:
         return self.request.hints
+
+    @property
+    def rows(self) -> list[int]:
+        rows = [self.row, -1 if self.unconditional is None else self.unconditional.row]
+        return [row for row in rows if row >= 0]
 
     @property
     def passes(self) -> tuple[TriePass, ...]:

@@ -6,6 +6,7 @@ rows several, score rows a piece of a choice trie.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -30,9 +31,7 @@ class ScheduledRow:
     token_ids: tuple[int, ...]
     start: int  # page-table index of token_ids[0]; its position too, unless `tree`
     slots: tuple[int, ...]
-    prefix: tuple[int, tuple[int, ...]] | None = (
-        None  # (index, slots): page-table entries to write before anything else
-    )
+    prefix: tuple[int, Sequence[int]] | None = None  # (index, slots): page-table entries to write first of all
     logits_from: int | None = None  # logits wanted for token_ids[logits_from:]; None = for none
     tree: TreeRow | None = None
 

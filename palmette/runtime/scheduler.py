@@ -176,7 +176,7 @@ class Scheduler:
             assert job.node is None, "a waiting job holds memory"
             assert not job.tail, "a waiting job holds memory"
         assert len(self._jobs) == len(self._running) + len(self._waiting), "a job is lost"
-        rows = [row for job in self._running.values() for row in _rows_of(job)]
+        rows = [row for job in self._running.values() for row in job.rows]
         assert sorted(rows + self._rows) == list(range(self.num_rows(self._config))), "a page table row is lost"
         self.memory.check_integrity(private)
 
@@ -341,7 +341,7 @@ class Scheduler:
             self.memory.drop(job)
 
     def _free_rows(self, job: AnyJob) -> None:
-        self._rows += _rows_of(job)
+        self._rows += job.rows
         job.row = -1
         if isinstance(job, ScoreJob):
             for trie in job.passes:
@@ -390,10 +390,10 @@ class Scheduler:
         values = results.trie_logprobs.get(index, ())
         if part.trie is None:
             if part.num_logits:
-                _record(job.conditional.logprobs, [job.plan.roots], values)
+                job.conditional.record([job.plan.roots], values)
                 job.is_prompt_scored = True
         else:
-            _record(part.trie.logprobs, job.plan.children[part.start : part.end], values)
+            part.trie.record(job.plan.children[part.start : part.end], values)
             part.trie.num_done = part.end
         return self._end(job, FinishReason.STOP, now) if job.is_scored else None
 
@@ -407,16 +407,3 @@ class Scheduler:
         event = job.last_event(reason, now, text=text, token_ids=(token_id,), logprobs=logprobs, matched=matched)
         self._leave(job, keep=True)
         return event
-
-
-def _record(logprobs: list[float], families: list[list[tuple[int, int]]], values: tuple[float, ...]) -> None:
-    nodes = [node for family in families for node, _ in family]
-    for node, value in zip(nodes, values, strict=True):
-        logprobs[node] = value
-
-
-def _rows_of(job: AnyJob) -> list[int]:
-    rows = [job.row]
-    if isinstance(job, ScoreJob) and job.unconditional is not None:
-        rows.append(job.unconditional.row)
-    return [row for row in rows if row >= 0]

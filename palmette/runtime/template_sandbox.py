@@ -4,6 +4,7 @@ A template is somebody else's program. It runs in Jinja's immutable sandbox (not
 mutation of what it is given), its output and its steps are counted, and its errors are ours. It sees what transformers'
 `apply_chat_template` offers: `raise_exception`, `strftime_now`, `tojson`, loop controls, and the `generation` block,
 which only marks text. A step is a call, a look-up or an element of a range, so the bound does not depend on a clock.
+The bounds catch accidents; a template written to waste memory can still do so, by strings it never writes.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class CompiledTemplate:
 class _Environment(ImmutableSandboxedEnvironment):
     """The sandbox, counting steps."""
 
-    intercepted_binops = frozenset({"*", "**"})  # the operators that make much of little
+    intercepted_binops = frozenset({"*", "**", "%", "+"})  # the operators that make much of little
 
     def __init__(self) -> None:
         super().__init__(
@@ -83,11 +84,12 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.globals["range"] = self._range
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        if operator == "**":
-            raise TemplateError("powers are not allowed")
-        if isinstance(left, int | float) and isinstance(right, int | float):
-            return left * right
-        raise TemplateError("only numbers can be multiplied")
+        numbers = isinstance(left, int | float) and isinstance(right, int | float)
+        if operator == "**" or (operator in "*%" and not numbers):
+            raise TemplateError(f"{type(left).__name__} {operator} {type(right).__name__} is not allowed")
+        if isinstance(left, str) and isinstance(right, str) and len(left) + len(right) > MAX_OUTPUT:
+            raise TemplateError(f"a string of more than {MAX_OUTPUT} characters")
+        return super().call_binop(context, operator, left, right)
 
     def call(self, *args: Any, **kwargs: Any) -> Any:  # (context, function, *its arguments)
         self._count(1)

@@ -10,13 +10,14 @@ from typing import Any
 
 from palmette.errors import UnsupportedConstraint
 from palmette.fsm.limits import Limits
-from palmette.fsm.schema.arrays import item_at
 from palmette.fsm.schema.build import Builder
+from palmette.fsm.schema.enums import holds
 from palmette.fsm.schema.flat import Conjunction
+from palmette.fsm.schema.items import item_at
 from palmette.fsm.schema.objects import Shape
 from palmette.fsm.schema.options import SchemaOptions
 from palmette.fsm.schema.source import Source
-from palmette.fsm.schema.text import number_text
+from palmette.fsm.schema.text import number_text, same_value
 
 MAX_ORDERS = 200
 
@@ -24,7 +25,7 @@ MAX_ORDERS = 200
 def texts(schema_text: str, instance: Any, options: SchemaOptions | None = None) -> list[str]:
     """The instance in every order of keys that some branch of the schema declares, and in its own."""
     builder = Builder(Source(schema_text, Limits()), options or SchemaOptions(), Limits(), None)
-    orders = itertools.islice(_orders(builder, (("", ()),), instance, 12), MAX_ORDERS)
+    orders = itertools.islice(_orders(builder, (("", ()),), instance, 40), MAX_ORDERS)
     return list(dict.fromkeys([*orders, write(instance)]))
 
 
@@ -49,9 +50,12 @@ def _orders(builder: Builder, conjunction: Conjunction, value: Any, depth: int) 
         yield write(value)
         return
     if flat.groups:
-        for branch in flat.groups[0].branches:
-            yield from _orders(builder, flat.without(flat.groups[0], branch), value, depth)
+        branches = [flat.without(flat.groups[0], b) for b in flat.groups[0].branches]
+        for branch in [b for b in branches if _may_hold(builder, b, value)] or branches:
+            yield from _orders(builder, branch, value, depth)
         return
+    if flat.enums and isinstance(value, dict):
+        yield from (write(v) for v in flat.enums[0][1] if same_value(v, value))
     if isinstance(value, list):
         parts = [_few(builder, item_at(builder, flat, i) or (), v, depth) for i, v in enumerate(value)]
         for choice in itertools.islice(itertools.product(*parts), MAX_ORDERS):
@@ -70,3 +74,10 @@ def _orders(builder: Builder, conjunction: Conjunction, value: Any, depth: int) 
 
 def _few(builder: Builder, conjunction: Conjunction, value: Any, depth: int) -> list[str]:
     return list(dict.fromkeys(itertools.islice(_orders(builder, conjunction, value, depth - 1), 8)))
+
+
+def _may_hold(builder: Builder, conjunction: Conjunction, value: Any) -> bool:
+    try:
+        return holds(builder, conjunction, value)
+    except UnsupportedConstraint:
+        return True

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any
 
+from palmette.errors import PalmetteError
 from palmette.runtime.config import CacheConfig, ModelOptions, RuntimeConfig, SchedulerConfig
 from palmette.runtime.engine import EngineCore, build_engine
 from palmette.runtime.models.loaded import LoadedModel
@@ -71,6 +72,10 @@ class Run:
         assert isinstance(event, TokenEvent)
         assert event.finish is not None
         return event.finish
+
+    def error(self, request_id: str) -> PalmetteError | None:
+        event = self.last(request_id)
+        return self.finish(request_id).error if isinstance(event, TokenEvent) else event.error
 
     def sampled(self, request_id: str) -> tuple[int, ...]:
         """Every token that was sampled, the one that ended the hole included."""

@@ -29,14 +29,17 @@ def put(tree: RadixCache, tokens: array[int], first_slot: int, *, program: str =
 def matched(tree: RadixCache, tokens: array[int], *, program: str = "", namespace: str = "") -> list[int]:
     """Slots of the longest cached prefix."""
     root = tree.try_root(namespace)
-    return [] if root is None else tree.match_prefix(root, tokens, len(tokens), program).slots
+    if root is None:
+        return []
+    slots: list[int] = tree.match_prefix(root, tokens, len(tokens), program).slots.tolist()
+    return slots
 
 
 def test_a_match_ends_where_the_tokens_differ_and_splits_the_node_there() -> None:
     tree = RadixCache()
     put(tree, ids(1, 2, 3, 4, 5), 10)
     match = tree.match_prefix(tree.root(), ids(1, 2, 3, 9), 4)
-    assert match.slots == [10, 11, 12]
+    assert match.slots.tolist() == [10, 11, 12]
     assert match.node.depth == 3
     assert tree.num_nodes == 2
     tree.check_integrity()
@@ -318,7 +321,7 @@ class RadixMachine(RuleBasedStateMachine):
             assert expected == 0
             return
         match = self.tree.match_prefix(root, ids(*tokens), len(tokens), program)
-        assert match.slots == [self.model[self.path(namespace, tokens, i)] for i in range(expected)]
+        assert match.slots.tolist() == [self.model[self.path(namespace, tokens, i)] for i in range(expected)]
         assert match.node.depth == expected
         if lock:
             self.tree.lock_ref(match.node)

@@ -1,14 +1,18 @@
-"""Arrays of a schema: a fixed beginning, then equal items, counted; a few that must differ, or of which one is wanted."""
+"""Arrays of a schema: a fixed beginning, then equal items, counted.
+
+Where items must differ or one of a kind is wanted, the few cases that are regular are written out.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from palmette.errors import UnsupportedConstraint
-from palmette.fsm.algebra import EMPTY, NEVER, Node, alt, is_never, repeat, seq
+from palmette.fsm.algebra import EMPTY, NEVER, Node, alt, chain, either, is_never, repeat, seq
 from palmette.fsm.limits import exceeded
 from palmette.fsm.schema.enums import finite_values
 from palmette.fsm.schema.flat import Conjunction, Flat
+from palmette.fsm.schema.items import count_of, item_at, prefix_of
 from palmette.fsm.schema.text import same_value, value_node
 
 if TYPE_CHECKING:
@@ -23,11 +27,11 @@ def array_node(builder: Builder, flat: Flat) -> Node:
     low, high, prefix = 0, None, 0
     unique_at = contains_at = None
     for place, view in flat.arrays:
-        low = max(low, _count(place, "minItems", view))
+        low = max(low, count_of(place, "minItems", view))
         if "maxItems" in view:
-            most = _count(place, "maxItems", view)
+            most = count_of(place, "maxItems", view)
             high = most if high is None else min(high, most)
-        prefix = max(prefix, len(_prefix(builder, place, view)))
+        prefix = max(prefix, len(prefix_of(builder, place, view)))
         if view.get("uniqueItems") is True:
             unique_at = place
         if "contains" in view and view.get("minContains", 1) != 0:
@@ -72,9 +76,9 @@ def _sequence(builder: Builder, first: list[Node], rest: Node | None, low: int, 
         if low == 0:
             body = alt([EMPTY, body])
     for i in reversed(range(n)):
-        body = seq(comma, first[i], body) if i else seq(first[i], body)
+        body = chain(comma, first[i], body) if i else chain(first[i], body)
         if i >= low:
-            body = alt([EMPTY, body])
+            body = either(EMPTY, body)
     return body
 
 
@@ -137,42 +141,3 @@ def _containing(
     if high is None:
         ways.append(seq(repeat(before, low, None), wanted, repeat(after, 0, None)))
     return alt(ways)
-
-
-def item_at(builder: Builder, flat: Flat, index: int) -> Conjunction | None:
-    """What the item at `index` must satisfy; None = there may be none."""
-    out: list[tuple[str, tuple[str, ...]]] = []
-    for place, view in flat.arrays:
-        prefix = _prefix(builder, place, view)
-        if index < len(prefix):
-            out.append((prefix[index], ()))
-            continue
-        keyword = "additionalItems" if isinstance(view.get("items"), list) else "items"
-        if keyword in view:
-            out.append((builder.source.child(place, keyword), ()))
-    conjunction = tuple(sorted(set(out)))
-    return None if builder.flat(conjunction).never else conjunction
-
-
-def _prefix(builder: Builder, place: str, view: dict[str, Any]) -> list[str]:
-    keyword = "items" if isinstance(view.get("items"), list) else "prefixItems"
-    value = view.get(keyword, [])
-    if not isinstance(value, list):
-        raise UnsupportedConstraint(place, keyword, "its value must be a list")
-    return [builder.source.child(place, keyword, i) for i in range(len(value))]
-
-
-def _count(place: str, keyword: str, view: dict[str, Any]) -> int:
-    value = view.get(keyword, 0)
-    if isinstance(value, bool) or value != int(value) or value < 0:
-        raise UnsupportedConstraint(place, keyword, "its value must be an integer of 0 or more")
-    return int(value)
-
-
-def required_items(builder: Builder, flat: Flat) -> list[Conjunction | None]:
-    """What the items that must be there have to satisfy; None stands for an item that cannot be."""
-    low = max((_count(p, "minItems", v) for p, v in flat.arrays), default=0)
-    highs = [_count(p, "maxItems", v) for p, v in flat.arrays if "maxItems" in v]
-    if highs and min(highs) < low:
-        return [None]
-    return [item_at(builder, flat, i) for i in range(min(low, 16))]

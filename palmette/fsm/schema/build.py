@@ -15,14 +15,14 @@ from palmette.fsm.dfa import Machine
 from palmette.fsm.limits import Limits, exceeded
 from palmette.fsm.schema.arrays import array_node
 from palmette.fsm.schema.disjoint import is_impossible
-from palmette.fsm.schema.enums import allows, excludes, kind_of
+from palmette.fsm.schema.enums import allows, excludes
 from palmette.fsm.schema.flat import Conjunction, Flat, Group, flatten
 from palmette.fsm.schema.numeric import number_node
 from palmette.fsm.schema.objects import object_node
 from palmette.fsm.schema.options import SchemaOptions
 from palmette.fsm.schema.source import Source
 from palmette.fsm.schema.strings import string_node
-from palmette.fsm.schema.text import Punctuation, value_node
+from palmette.fsm.schema.text import Punctuation, kind_of, value_node
 
 MAX_ALTERNATIVES = 4096  # combinations of branches of one value
 
@@ -52,6 +52,7 @@ class Builder:
         self.unenforced: dict[str, None] = {}
         self.patterns: dict[str, Node] = {}
         self.pattern_machines: dict[str, Machine | None] = {}
+        self.number_nodes: dict[tuple[Any, ...], Node] = {}
         self._rules: dict[str, Node] = {}
         self._names: dict[Conjunction, str] = {}
         self._waiting: list[Conjunction] = []
@@ -70,9 +71,6 @@ class Builder:
         conjunction = tuple(sorted(set(conjunction)))
         name = self._names.get(conjunction)
         if name is None:
-            deepest = max((place.count("/") for place, _ in conjunction), default=0)
-            if deepest > 4 * self.limits.schema_depth:
-                raise exceeded("schema_depth", self.limits.schema_depth, conjunction[0][0], "deeper schemas")
             parts = ["#" + place + (f" without {','.join(gone)}" if gone else "") for place, gone in conjunction]
             name = self._names[conjunction] = " & ".join(parts) or "any value"
             self._waiting.append(conjunction)
@@ -110,22 +108,43 @@ class Builder:
             raise UnsupportedConstraint(group.place, group.keyword, "it must not be an empty list")
         branches = [flat.without(group, b) for b in group.branches]
         if group.exclusive:
-            self._check_disjoint(group, branches)
+            branches = self._exclusive(flat, group, branches)
         if len(self._names) > MAX_ALTERNATIVES + self.source.size // 8:
             reason = f"the alternatives combine to more than {MAX_ALTERNATIVES} schemas"
             raise UnsupportedConstraint(group.place, group.keyword, reason, "combine fewer of them")
         return alt([self.rule_for(b) for b in branches if not self.flat(b).never])
 
-    def _check_disjoint(self, group: Group, branches: list[Conjunction]) -> None:
+    def _exclusive(self, flat: Flat, group: Group, branches: list[Conjunction]) -> list[Conjunction]:
+        """`branches` so that only one of them can hold: each that may overlap others is joined by their negations."""
+        overlapping: list[list[int]] = [[] for _ in branches]
         for i, one in enumerate(branches):
             for j in range(i):
                 self.budget.tick()
                 if not is_impossible(self, tuple(sorted({*one, *branches[j]}))):
-                    reason = f"branches {j} and {i} are not provably disjoint, so both may hold"
-                    hint = "use anyOf, or tell the branches apart by a required const property"
-                    if self.options.strict:
-                        raise UnsupportedConstraint(group.place, "oneOf", reason, hint)
-                    self.unenforced[f"{group.place} oneOf"] = None
+                    overlapping[i].append(j)
+                    overlapping[j].append(i)
+        out: list[Conjunction] = []
+        for i, others in enumerate(overlapping):
+            branch = group.branches[i]
+            if others:
+                names = [self.source.add(group.branches[j], "excluded", {"~not": group.branches[j]}) for j in others]
+                branch = self.source.add(branch, "alone", {"~all": [branch, *names]})
+            conjunction = flat.without(group, branch)
+            try:
+                self.flat(conjunction)
+            except UnsupportedConstraint as error:
+                if not others or self.options.strict:
+                    if not others:
+                        raise
+                    reason = f"branches {others[0]} and {i} are not provably disjoint, so both may hold"
+                    hint = (
+                        f"use anyOf, or tell them apart by a required const property; {error.keyword}: {error.reason}"
+                    )
+                    raise UnsupportedConstraint(group.place, "oneOf", reason, hint) from None
+                self.unenforced[f"{group.place} oneOf"] = None
+                conjunction = branches[i]
+            out.append(conjunction)
+        return out
 
     def _of_kind(self, kind: str, flat: Flat) -> Node:
         if kind == "null":
@@ -133,7 +152,7 @@ class Builder:
         if kind == "boolean":
             return alt([Literal(t) for t, v in (("true", True), ("false", False)) if not excludes(flat, v)])
         if kind == "number":
-            return number_node(flat)
+            return number_node(self, flat)
         if kind == "string":
             return string_node(self, flat)
         return array_node(self, flat) if kind == "array" else object_node(self, flat)
@@ -153,6 +172,6 @@ class Builder:
         for place, values in flat.excluded:
             for value in values:
                 kind = kind_of(value)
-                if kind in flat.types and kind in ("number", "array", "object"):
+                if kind in flat.types and kind in ("array", "object"):
                     reason = f"one {kind} cannot be left out of all others"
                     raise UnsupportedConstraint(place, "not enum", reason, "state what is allowed instead")

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from palmette.fsm.schema.arrays import required_items
 from palmette.fsm.schema.enums import allows, excludes
 from palmette.fsm.schema.flat import Conjunction, Flat
+from palmette.fsm.schema.items import required_items
 from palmette.fsm.schema.numeric import number_range_is_empty
 from palmette.fsm.schema.objects import required_values
 from palmette.fsm.schema.strings import body_machine, string_body

@@ -19,14 +19,38 @@ Element: TypeAlias = tuple[str, tuple[str, ...]]  # place, keywords of it to be 
 Conjunction: TypeAlias = tuple[Element, ...]
 
 ALL_TYPES = frozenset({"null", "boolean", "number", "string", "array", "object"})  # "integer": only integers are left
-_FOLLOWED = frozenset("$ref allOf not if then else dependentRequired dependentSchemas dependencies ~all ~not".split())
+_FOLLOWED = frozenset(
+    [
+        "$ref",
+        "allOf",
+        "not",
+        "if",
+        "then",
+        "else",
+        "dependentRequired",
+        "dependentSchemas",
+        "dependencies",
+        "~all",
+        "~not",
+    ]
+)
 _GROUPS = ("anyOf", "oneOf", "~any")
 _OBJECT = frozenset(
-    "properties patternProperties additionalProperties required minProperties maxProperties propertyNames".split()
+    [
+        "properties",
+        "patternProperties",
+        "additionalProperties",
+        "required",
+        "minProperties",
+        "maxProperties",
+        "propertyNames",
+    ]
 )
-_ARRAY = frozenset("items prefixItems additionalItems minItems maxItems uniqueItems contains minContains".split())
-_STRING = frozenset("minLength maxLength pattern format ~notPattern".split())
-_NUMBER = frozenset("minimum maximum exclusiveMinimum exclusiveMaximum multipleOf".split())
+_ARRAY = frozenset(
+    ["items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems", "contains", "minContains"]
+)
+_STRING = frozenset(["minLength", "maxLength", "pattern", "format", "~notPattern", "~notFormat"])
+_NUMBER = frozenset(["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "~notMultipleOf"])
 HANDLED = _OBJECT | _ARRAY | _STRING | _NUMBER | {*_GROUPS, "type", "enum", "const", "~notEnum"}
 HINTS = {
     "unevaluatedProperties": "use additionalProperties beside properties",

@@ -8,11 +8,14 @@ from __future__ import annotations
 _TIME = r"([01][0-9]|2[0-3]):[0-5][0-9]:([0-5][0-9]|60)(\.[0-9]{1,9})?([Zz]|[+\-]([01][0-9]|2[0-3]):[0-5][0-9])"
 _OCTET = r"(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _IPV4 = rf"{_OCTET}(\.{_OCTET}){{3}}"
-_LABEL = r"[A-Za-z0-9]([A-Za-z0-9\-]{0,61}[A-Za-z0-9])?"
+# RFC 1123, section 2.1. Labels with -- in the third place (RFC 5890) are left out: whether they are valid depends on
+# Unicode tables, and a hostname in its own letters is what they stand for.
+_LABEL = (
+    r"[A-Za-z0-9](?:[A-Za-z0-9]?|[A-Za-z0-9\-](?:[A-Za-z0-9]|[A-Za-z0-9][A-Za-z0-9\-]{0,59}[A-Za-z0-9]"
+    r"|-[A-Za-z0-9](?:[A-Za-z0-9\-]{0,58}[A-Za-z0-9])?))"
+)
 _HOST = rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*"
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\-]+"
-_PCT = r"%[0-9A-Fa-f]{2}"
-_URI_CHARS = rf"([A-Za-z0-9\-._~!$&'()*+,;=:@/]|{_PCT})"
 
 
 def _dates() -> str:
@@ -32,11 +35,22 @@ def _ipv6() -> str:
     last = f"({group}:{group}|{_IPV4})"
     full = f"({group}:){{6}}{last}"
     out = [full, f"::({group}:){{5}}{last}"]
-    for before in range(1, 6):  # groups before ::, at least one after it is left out
-        out.append(f"({group}:){{0,{before - 1}}}{group}::({group}:){{{5 - before}}}{last}")
+    for before in range(1, 6):  # at most so many groups before ::
+        out.append(f"(({group}:){{0,{before - 1}}}{group})?::({group}:){{{5 - before}}}{last}")
     out.append(f"(({group}:){{0,5}}{group})?::{group}")
     out.append(f"(({group}:){{0,6}}{group})?::")
     return "(" + "|".join(out) + ")"
+
+
+def _uri_tail(*, colon_first: bool) -> str:
+    """RFC 3986, appendix A: what follows the scheme's colon; the first segment of a relative path holds no colon."""
+    char = r"([A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})"
+    path_char = rf"({char}|[:@])"
+    host = rf"(\[({_ipv6()}|v[0-9A-Fa-f]+\.([A-Za-z0-9\-._~!$&'()*+,;=:])+)\]|{char}*)"
+    authority = rf"//(({char}|:)*@)?{host}(:[0-9]*)?(/{path_char}*)*"
+    first = path_char if colon_first else rf"({char}|@)"
+    path = rf"(/({path_char}+(/{path_char}*)*)?|{first}+(/{path_char}*)*)?"
+    return rf"({authority}|{path})(\?({path_char}|[/?])*)?(#({path_char}|[/?])*)?"
 
 
 FORMATS = {
@@ -51,9 +65,8 @@ FORMATS = {
     "ipv4": _IPV4,
     "ipv6": _ipv6(),
     "uuid": r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}",
-    "uri": rf"[A-Za-z][A-Za-z0-9+.\-]*:(//([A-Za-z0-9\-._~!$&'()*+,;=:]|{_PCT})*(@([A-Za-z0-9\-._~!$&'()*+,;=:]|{_PCT})*)?"
-    rf"(\[[0-9A-Fa-f:.]+\](:[0-9]*)?)?(/{_URI_CHARS}*)?|{_URI_CHARS}*)(\?({_URI_CHARS}|\?)*)?(#({_URI_CHARS}|\?)*)?",
-    "uri-reference": rf"({_URI_CHARS}|\[|\])*(\?({_URI_CHARS}|\?)*)?(#({_URI_CHARS}|\?)*)?",
+    "uri": rf"[A-Za-z][A-Za-z0-9+.\-]*:{_uri_tail(colon_first=True)}",
+    "uri-reference": rf"([A-Za-z][A-Za-z0-9+.\-]*:{_uri_tail(colon_first=True)}|{_uri_tail(colon_first=False)})",
     "json-pointer": r"(/([^~/]|~[01])*)*",
     "relative-json-pointer": r"(0|[1-9][0-9]*)(#|(/([^~/]|~[01])*)*)",
 }

@@ -1,7 +1,7 @@
 """`not`, by De Morgan: one level of a schema turned into alternatives, deeper levels left as `~not` for later.
 
 Derived schemas use keywords of their own, which no document can contain by that meaning:
-`~all` and `~any` (lists of places), `~not` (a place), `~notEnum`, `~notPattern`.
+`~all` and `~any` (lists of places), `~not` (a place), `~notEnum`, `~notPattern`, `~notMultipleOf`, `~notFormat`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,84 @@ from palmette.errors import UnsupportedConstraint
 from palmette.fsm.schema.source import Schema, Source
 
 ANNOTATIONS = frozenset(
-    "$schema $id id $anchor $dynamicAnchor $comment $defs definitions $vocabulary title description default examples "
-    "example deprecated readOnly writeOnly contentEncoding contentMediaType contentSchema".split()
+    [
+        "$schema",
+        "$id",
+        "id",
+        "$anchor",
+        "$dynamicAnchor",
+        "$comment",
+        "$defs",
+        "definitions",
+        "$vocabulary",
+        "title",
+        "description",
+        "default",
+        "examples",
+        "example",
+        "deprecated",
+        "readOnly",
+        "writeOnly",
+        "contentEncoding",
+        "contentMediaType",
+        "contentSchema",
+    ]
+)
+# Keywords that can fail; any other name, however it looks, is an annotation by the standard (2020-12 core, 4.3.1).
+ASSERTIONS = frozenset(
+    [
+        "type",
+        "enum",
+        "const",
+        "required",
+        "properties",
+        "patternProperties",
+        "additionalProperties",
+        "propertyNames",
+        "minProperties",
+        "maxProperties",
+        "dependentRequired",
+        "dependentSchemas",
+        "dependencies",
+        "items",
+        "prefixItems",
+        "additionalItems",
+        "contains",
+        "minContains",
+        "maxContains",
+        "minItems",
+        "maxItems",
+        "uniqueItems",
+        "minLength",
+        "maxLength",
+        "pattern",
+        "format",
+        "minimum",
+        "maximum",
+        "exclusiveMinimum",
+        "exclusiveMaximum",
+        "multipleOf",
+        "allOf",
+        "anyOf",
+        "oneOf",
+        "not",
+        "if",
+        "then",
+        "else",
+        "$ref",
+        "nullable",
+        "unevaluatedProperties",
+        "unevaluatedItems",
+        "$dynamicRef",
+        "$recursiveRef",
+        "~all",
+        "~any",
+        "~not",
+        "~notEnum",
+        "~notPattern",
+        "~notMultipleOf",
+        "~notFormat",
+    ]
 )
 _TYPES = ("null", "boolean", "number", "string", "array", "object")
 _COUNTS = {
@@ -55,9 +131,17 @@ def _opposites(source: Source, place: str, keyword: str, value: Any) -> list[Sch
     """Schemas of which one holds exactly where `keyword` does not."""
     if keyword == "type":
         names = value if isinstance(value, list) else [value]
+        others: list[Schema] = [{"type": [t for t in _TYPES if t not in names]}]
         if "integer" in names and "number" not in names:
-            raise _refuse(place, "type", "numbers that are not integers have no schema here")
-        return [{"type": [t for t in _TYPES if t not in names]}]
+            others = [{"type": [t for t in _TYPES if t not in (*names, "number")]}]
+            others.append({"type": "number", "~notMultipleOf": 1})
+        return others
+    if keyword == "multipleOf":
+        return [{"type": "number", "~notMultipleOf": value}]
+    if keyword == "~notMultipleOf":
+        return [{"multipleOf": value}]
+    if keyword == "items" and not isinstance(value, list) and "prefixItems" not in source.at(place):
+        return [{"type": "array", "contains": {"~not": source.child(place, "items")}}]
     if keyword in ("enum", "const"):
         return [{"~notEnum": [value] if keyword == "const" else value}]
     if keyword == "~notEnum":
@@ -76,6 +160,21 @@ def _opposites(source: Source, place: str, keyword: str, value: Any) -> list[Sch
         return [{"type": "number", _BOUNDS[keyword]: value}]
     if keyword == "pattern":
         return [{"type": "string", "~notPattern": value}]
+    if keyword == "contains" and not {"minContains", "maxContains"} & source.at(place).keys():
+        return [{"type": "array", "items": {"~not": source.child(place, "contains")}}]
+    if keyword in ("dependentRequired", "dependentSchemas", "dependencies"):
+        out: list[Schema] = []
+        for name, wanted in value.items():
+            present = {"type": "object", "required": [name]}
+            if isinstance(wanted, list):
+                out += [{**present, "properties": {missing: False}} for missing in wanted]
+            else:
+                out.append({**present, "~not": source.child(place, keyword, name)})
+        return out
+    if keyword not in ASSERTIONS:
+        return []
+    if keyword == "format":
+        return [{"type": "string", "~notFormat": value}]
     if keyword == "not":
         return [{"~all": [source.child(place, "not")]}]
     if keyword == "~not":

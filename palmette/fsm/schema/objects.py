@@ -10,10 +10,23 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from palmette.errors import UnsupportedConstraint
-from palmette.fsm.algebra import ANY_TEXT, EMPTY, NEVER, And, Node, Not, Words, alt, is_never, repeat, seq
+from palmette.fsm.algebra import (
+    ANY_TEXT,
+    EMPTY,
+    NEVER,
+    And,
+    Node,
+    Not,
+    Words,
+    alt,
+    chain,
+    either,
+    is_never,
+    repeat,
+    seq,
+)
 from palmette.fsm.dfa import Machine, matches
 from palmette.fsm.limits import exceeded
-from palmette.fsm.schema.enums import allows
 from palmette.fsm.schema.flat import Conjunction, Flat
 from palmette.fsm.schema.strings import body_machine, may_overlap, pattern_matches, pattern_node, string_body
 from palmette.fsm.schema.text import string
@@ -60,7 +73,7 @@ def _members(
 ) -> Node:
     """From the last member to the first: row[c] = what may follow when c members (c = top: or more) were written."""
     top = max(low, high + 1 if high is not None else 0, 1)
-    if top > 1 and top * (len(members) + 1) > MAX_COUNTED or low > builder.limits.repeat:
+    if (top > 1 and top * (len(members) + 1) > MAX_COUNTED) or low > builder.limits.repeat:
         keyword = "minProperties" if low else "maxProperties"
         raise UnsupportedConstraint(flat.objects[0][0], keyword, f"counting {len(members)} properties takes too much")
     comma = builder.punctuation.comma
@@ -87,8 +100,8 @@ def _members(
             after = following[min(count + 1, top)]
             if high is not None and count >= high:
                 after = NEVER
-            written = seq(comma, member, after) if count else seq(member, after)
-            row.append(written if required else alt([written, following[count]]))
+            written = chain(comma, member, after) if count else chain(member, after)
+            row.append(written if required else either(written, following[count]))
     return row[0]
 
 
@@ -208,10 +221,10 @@ class Shape:
             raise UnsupportedConstraint(self.name_schemas[0], "propertyNames", f"{keyword} is not supported here")
         if flat.never or "string" not in flat.types:
             return NEVER
-        if flat.enums:
-            values = [v for v in flat.enums[0][1] if allows(self.builder, flat, v)]
-            return alt([Words((v,)) for v in values])
-        return string_body(self.builder, flat)
+        listed = [Words(tuple(v for v in values if isinstance(v, str))) for _, values in flat.enums]
+        if any(not words.texts for words in listed):
+            return NEVER
+        return And((string_body(self.builder, flat), *listed))
 
     def _name_is_allowed(self, name: str) -> bool:
         if not self._name_machine:

@@ -15,7 +15,23 @@ from palmette.errors import UnsupportedConstraint
 from palmette.fsm.limits import Limits, exceeded
 
 Schema: TypeAlias = Any  # a bool or a dict, as read
-_DATA_KEYWORDS = frozenset({"enum", "const", "default", "examples", "example"})
+# Where schemas stand inside a schema: nowhere else does an id or an anchor name anything.
+_ONE_SCHEMA = [
+    "additionalItems",
+    "additionalProperties",
+    "contains",
+    "contentSchema",
+    "else",
+    "if",
+    "items",
+    "not",
+    "propertyNames",
+    "then",
+    "unevaluatedItems",
+    "unevaluatedProperties",
+]
+_LIST_OF_SCHEMAS = ("allOf", "anyOf", "items", "oneOf", "prefixItems")
+_NAMED_SCHEMAS = ("$defs", "definitions", "dependencies", "dependentSchemas", "patternProperties", "properties")
 _LEGACY = ("draft-03", "draft-04", "draft-05", "draft-06", "draft-07")
 _NESTED_VALUES = 8  # values inside values that one level of schemas may take
 
@@ -26,6 +42,7 @@ class Source:
     def __init__(self, text: str, limits: Limits) -> None:
         _check_nesting(text, limits)
         self.size = len(text)  # characters
+        self.limits = limits
         try:
             self.root: Schema = json.loads(text, parse_float=Decimal, parse_constant=_refuse_constant)
         except ValueError as error:
@@ -110,13 +127,14 @@ class Source:
 
     def _collect_ids(self) -> None:
         self._bases[""] = ""
-        stack: list[tuple[str, Any, str]] = [("", self.root, "")]
+        stack: list[tuple[str, Any, str, int]] = [("", self.root, "", 0)]
         while stack:
-            place, value, base = stack.pop()
-            if isinstance(value, list):
-                stack += [(f"{place}/{i}", v, base) for i, v in enumerate(value)]
+            place, value, base, depth = stack.pop()
             if not isinstance(value, dict):
                 continue
+            if depth > self.limits.schema_depth:
+                raise exceeded("schema_depth", self.limits.schema_depth, place, "deeper schemas")
+            depth += 1
             own = value.get("$id", value.get("id") if self.legacy else None)
             if isinstance(own, str):
                 if own.startswith("#"):
@@ -131,9 +149,14 @@ class Source:
             for keyword in ("$anchor", "$dynamicAnchor"):
                 if isinstance(value.get(keyword), str):
                     self._targets.setdefault(f"{base}#{value[keyword]}", place)
-            for key, v in value.items():
-                if key not in _DATA_KEYWORDS or place.endswith("/properties"):
-                    stack.append((f"{place}/{_escaped(key)}", v, base))
+            for key, inner in value.items():
+                here = f"{place}/{_escaped(key)}"
+                if key in _LIST_OF_SCHEMAS and isinstance(inner, list):
+                    stack += [(f"{here}/{i}", v, base, depth) for i, v in enumerate(inner)]
+                elif key in _ONE_SCHEMA:
+                    stack.append((here, inner, base, depth))
+                elif key in _NAMED_SCHEMAS and isinstance(inner, dict):
+                    stack += [(f"{here}/{_escaped(name)}", v, base, depth) for name, v in inner.items()]
 
 
 def _escaped(token: str) -> str:

@@ -40,14 +40,16 @@ def string_body(builder: Builder, flat: Flat) -> Node:
                 low = max(low, int(value))
             else:
                 high = int(value) if high is None else min(high, int(value))
-        elif keyword == "format":
+        elif keyword in ("format", "~notFormat"):
             node = _format(builder, place, value)
-            if node is not None:
+            if keyword == "~notFormat":
+                parts.append(NEVER if node is None else Not(node))
+            elif node is not None:
                 parts.append(node)
         else:
             pattern = pattern_node(builder, place, value)
             parts.append(Not(pattern) if keyword == "~notPattern" else pattern)
-    if high is not None and low > high:
+    if (high is not None and low > high) or any(is_never(p) for p in parts):
         return NEVER
     excluded = [v for _, values in flat.excluded for v in values if isinstance(v, str)]
     if excluded:
@@ -87,7 +89,7 @@ def pattern_node(builder: Builder, place: str, pattern: Any) -> Node:
     found = builder.patterns.get(pattern)
     if found is None:
         try:
-            found = builder.patterns[pattern] = parse_regex(pattern, builder.limits, search=True)
+            found = builder.patterns[pattern] = parse_regex(pattern, builder.limits, search=True, ecma=True)
         except UnsupportedConstraint as error:
             reason = f"in its regex, at {error.path}, {error.keyword}: {error.reason}"
             raise UnsupportedConstraint(place, "pattern", reason, error.hint) from None

@@ -73,6 +73,19 @@ def _value_node(value: Any, punctuation: Punctuation) -> Call[Node]:
     return seq(punctuation.open_array, *parts, punctuation.close_array)
 
 
+def kind_of(value: Any) -> str:
+    """The JSON type of a value, integers being numbers."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, str):
+        return "string"
+    if isinstance(value, list):
+        return "array"
+    return "object" if isinstance(value, dict) else "number"
+
+
 def same_value(a: Any, b: Any) -> bool:
     """Equality of JSON values: 1 equals 1.0, and true does not equal 1."""
     return bool(_comparable(a) == _comparable(b))

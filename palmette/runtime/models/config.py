@@ -11,6 +11,7 @@ from typing import Literal
 
 from palmette.kernels.rope import RopeSpec
 
+MAX_CONTEXT = 1 << 24  # tokens; a file that claims more is broken, and page tables are sized by it
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3")
 
 Family = Literal["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3"]

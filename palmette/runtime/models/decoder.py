@@ -21,7 +21,7 @@ from palmette.kernels.activation import gelu_tanh_mul, silu_mul
 from palmette.kernels.attention import paged_attention
 from palmette.kernels.kv_store import kv_store
 from palmette.kernels.rms_norm import add_rms_norm, rms_norm
-from palmette.kernels.rope import RopeSpec, apply_rope, rope_table
+from palmette.kernels.rope import apply_rope, rope_cos_sin, rope_frequencies
 from palmette.kernels.soft_cap import soft_cap_
 from palmette.runtime.models.config import ModelConfig
 from palmette.runtime.models.interface import LayerKV, StepTensors
@@ -86,11 +86,7 @@ class Decoder:
         self.dtype = weights.embedding.dtype
         self.device = weights.embedding.device
         self._activate: Callable[[Tensor], Tensor] = silu_mul if config.activation == "silu" else gelu_tanh_mul
-        self._tables: dict[RopeSpec, tuple[Tensor, Tensor]] = {}
-        for layer in config.layers:
-            if layer.rope not in self._tables:
-                cos, sin = rope_table(layer.rope, config.context_len)
-                self._tables[layer.rope] = (cos.to(self.device), sin.to(self.device))
+        self._frequencies = {rope: rope_frequencies(rope).to(self.device) for rope in {x.rope for x in config.layers}}
 
     def forward(self, batch: StepTensors, kv: LayerKV) -> Tensor:
         """Compute a step; writes its keys and values into `kv`.
@@ -101,8 +97,8 @@ class Decoder:
         config, weights = self.config, self.weights
         eps = config.norm_eps
         angles = {
-            spec: (cos.index_select(0, batch.positions).unsqueeze(1), sin.index_select(0, batch.positions).unsqueeze(1))
-            for spec, (cos, sin) in self._tables.items()
+            rope: rope_cos_sin(frequencies, batch.positions, rope.attention_factor)
+            for rope, frequencies in self._frequencies.items()
         }
         residual = F.embedding(batch.input_ids, weights.embedding)
         if config.embedding_scale != 1.0:

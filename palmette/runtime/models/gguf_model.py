@@ -17,7 +17,7 @@ from torch import Tensor
 
 from palmette.errors import CorruptModel, UnsupportedArchitecture, UnsupportedFeature
 from palmette.kernels.rope import RopeSpec, yarn_attention_factor
-from palmette.runtime.models.config import Family, LayerConfig, ModelConfig
+from palmette.runtime.models.config import MAX_CONTEXT, Family, LayerConfig, ModelConfig
 from palmette.runtime.models.gguf import GGUFFile
 from palmette.runtime.models.gguf_blocks import dequantize
 
@@ -58,15 +58,16 @@ class GGUFSource:
     def has(self, name: str) -> bool:
         return _tensor_name(name) in self._file.tensors
 
-    def read_into(self, name: str, out: Tensor) -> None:
-        key = _tensor_name(name)
+    def require(self, name: str, shape: tuple[int, ...]) -> None:
+        key, path = _tensor_name(name), str(self._file.path)
         tensor = self._file.tensors.get(key)
-        path = str(self._file.path)
         if tensor is None:
             raise CorruptModel(path, f"tensor {key!r} is missing")
-        if tensor.shape != tuple(out.shape):
-            wanted = tuple(out.shape)
-            raise CorruptModel(path, f"{key!r} has shape {tensor.shape}, the metadata imply {wanted}", tensor.offset)
+        if tensor.shape != shape:
+            raise CorruptModel(path, f"{key!r} has shape {tensor.shape}, the metadata imply {shape}", tensor.offset)
+
+    def read_into(self, name: str, out: Tensor) -> None:
+        tensor = self._file.tensors[_tensor_name(name)]
         data = self._file.data(tensor)
         if self._pairs_neighbours and name.removesuffix(".bias").endswith((".q", ".k")):
             data = data.reshape(tensor.shape[0], -1)[self._half_split_order(tensor.shape[0])].reshape(-1)
@@ -128,7 +129,7 @@ class _Metadata:
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
-            context_len=self.integer("context_length"),
+            context_len=self.integer("context_length", most=MAX_CONTEXT),
             norm_eps=self.number("attention.layer_norm_rms_epsilon"),
             layers=tuple(self.layer(i, family, head_dim) for i in range(num_layers)),
             activation="gelu_tanh" if gemma else "silu",
@@ -184,11 +185,11 @@ class _Metadata:
     def value(self, key: str) -> object:
         return self.file.metadata.get(f"{self.architecture}.{key}")
 
-    def integer(self, key: str, default: int | None = None) -> int:
+    def integer(self, key: str, default: int | None = None, *, most: int = 1 << 40) -> int:
         value = self.value(key)
         value = default if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 40:
-            raise self.corrupt(f"{self.architecture}.{key} is {value!r}, not a non-negative integer")
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+            raise self.corrupt(f"{self.architecture}.{key} is {value!r}, not an integer from 0 to {most}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:

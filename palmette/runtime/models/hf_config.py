@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 
 from palmette.errors import CorruptModel, UnsupportedArchitecture, UnsupportedFeature
 from palmette.kernels.rope import RopeSpec, yarn_attention_factor
-from palmette.runtime.models.config import Activation, Family, LayerConfig, ModelConfig
+from palmette.runtime.models.config import MAX_CONTEXT, Activation, Family, LayerConfig, ModelConfig
 
 _FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
     {
@@ -77,7 +77,7 @@ class _Reader:
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
-            context_len=self.integer("max_position_embeddings", _DEFAULT_CONTEXT[self.family]),
+            context_len=self.integer("max_position_embeddings", _DEFAULT_CONTEXT[self.family], most=MAX_CONTEXT),
             norm_eps=self.number("rms_norm_eps", 1e-6),
             layers=tuple(self.layer(i, head_dim) for i in range(self.integer("num_hidden_layers"))),
             activation=self.activation(),
@@ -182,11 +182,11 @@ class _Reader:
         value = self.raw.get(key, gemma2_default if self.family == "gemma2" else None)
         return None if value is None else self.number(key, gemma2_default)
 
-    def integer(self, key: str, default: int | None = None) -> int:
+    def integer(self, key: str, default: int | None = None, *, most: int = 1 << 40) -> int:
         value = self.raw.get(key)
         value = default if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 40:
-            raise CorruptModel(self.file, f"{key} is {value!r}, not a non-negative integer")
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+            raise CorruptModel(self.file, f"{key} is {value!r}, not an integer from 0 to {most}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:

@@ -59,17 +59,17 @@ class CheckpointSource:
     def has(self, name: str) -> bool:
         return self._name(name) in self._files
 
-    def read_into(self, name: str, out: Tensor) -> None:
+    def require(self, name: str, shape: tuple[int, ...]) -> None:
         key = self._name(name)
         if key not in self._files:
             raise CorruptModel(str(self._directory), f"tensor {key!r} is missing")
-        tensor = self._files[key].tensor(key)
-        if tensor.shape != out.shape:
-            raise CorruptModel(
-                str(self._files[key].path),
-                f"tensor {key!r} has shape {tuple(tensor.shape)}, the config implies {tuple(out.shape)}",
-            )
-        out.copy_(tensor)
+        found = tuple(self._files[key].tensor(key).shape)
+        if found != shape:
+            raise CorruptModel(str(self._files[key].path), f"{key!r} has shape {found}, the config implies {shape}")
+
+    def read_into(self, name: str, out: Tensor) -> None:
+        key = self._name(name)
+        out.copy_(self._files[key].tensor(key))
         if self._config.sandwich_norms and name.endswith("norm"):
             out.add_(1.0)  # Gemma stores its norm weights less 1
 

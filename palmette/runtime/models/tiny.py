@@ -93,6 +93,9 @@ class _RandomSource:
     def has(self, name: str) -> bool:
         return True
 
+    def require(self, name: str, shape: tuple[int, ...]) -> None:
+        pass  # whatever is asked for is there
+
     def read_into(self, name: str, out: Tensor) -> None:
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode(), self._seed & 0xFFFFFFFF))
         values = torch.randn(out.shape, generator=generator)

@@ -24,12 +24,16 @@ class WeightSource(Protocol):
 
     def has(self, name: str) -> bool: ...
 
-    def read_into(self, name: str, out: Tensor) -> None:
-        """Fill `out`, which has the shape the config implies, converting to its dtype.
+    def require(self, name: str, shape: tuple[int, ...]) -> None:
+        """Check that a tensor is there and has the shape the config implies, before memory is taken for it.
 
         Raises:
-            CorruptModel: the tensor is missing, or of another shape.
+            CorruptModel: it has not.
         """
+        ...
+
+    def read_into(self, name: str, out: Tensor) -> None:
+        """Fill `out`, whose shape was required, converting to its dtype."""
         ...
 
 
@@ -86,6 +90,8 @@ class _Reader:
         return Linear(weight, biases)
 
     def _read(self, parts: list[tuple[str, int]], rest: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        for name, rows in parts:
+            self._source.require(name, (rows, *rest))
         whole = torch.empty((sum(rows for _, rows in parts), *rest), dtype=dtype)
         first = 0
         for name, rows in parts:

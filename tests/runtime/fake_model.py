@@ -1,0 +1,131 @@
+"""A model without numbers: a slot holds the tokens it stands for, so that every read of a wrong slot is seen.
+
+Its next token depends on all tokens before it. No torch: the scheduler's logic at the scheduler's own speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from palmette.runtime.output import Output
+from palmette.runtime.request import GenerateJob, ScoreJob
+from palmette.runtime.scheduled import ScheduledRow
+from palmette.runtime.step import Part, Sampled, ScheduledStep, StepResults
+from palmette.types import GenerateRequest, TokenLogprob
+
+Content = tuple[int, ...]
+
+
+def next_token(tokens: Sequence[int], vocab: int = 3) -> int:
+    return (sum((i + 1) * t for i, t in enumerate(tokens)) + len(tokens)) % vocab
+
+
+def score(path: Sequence[int], token: int) -> float:
+    return -float(next_token([*path, token], 97))
+
+
+def make_job(request: GenerateRequest, number: int = 0, now: float = 0.0, max_new: int | None = None) -> GenerateJob:
+    wanted = request.params.max_new_tokens
+    output = Output(
+        request.params,
+        max_new_tokens=wanted if max_new is None else min(wanted, max_new),
+        eos_ids=frozenset(),
+        token_bytes=lambda token: b"%d" % token,
+    )
+    return GenerateJob(request, output, number=number, now=now)
+
+
+class FakeModel:
+    """A pool and a page table, and the forward pass that checks what it reads."""
+
+    def __init__(self) -> None:
+        self.contents: dict[int, Content] = {}
+        self.table: dict[tuple[int, int], int] = {}
+        self.computed = 0  # tokens, trie nodes included
+
+    def run(self, step: ScheduledStep, bad: Collection[int] = ()) -> StepResults:
+        """
+        Args:
+            bad: rows whose logits come out as NaN, if they have any.
+        """
+        for row in step.batch.rows:  # a step writes everything before it reads anything
+            if row.prefix is not None:
+                index, slots = row.prefix
+                self.table.update({(row.row, index + i): slot for i, slot in enumerate(slots)})
+            self.table.update({(row.row, row.start + i): slot for i, slot in enumerate(row.slots)})
+        written: set[int] = set()
+        for row, part in zip(step.batch.rows, step.parts, strict=True):
+            self.computed += len(row.token_ids)
+            for i, slot in enumerate(row.slots):
+                assert slot not in written, "two tokens of a step in one slot"
+                written.add(slot)
+                self.contents[slot] = self._path(row, part, i)
+        for row, part in zip(step.batch.rows, step.parts, strict=True):
+            for i in range(len(row.token_ids)):
+                self._check_reads(row, part, i)
+        wrong = frozenset(i for i in bad if i < len(step.parts) and step.parts[i].num_logits)
+        sampled, prompt, trie = {}, {}, {}
+        for i, part in enumerate(step.parts):
+            job = part.job
+            if i in wrong or not part.num_logits:
+                continue
+            if isinstance(job, ScoreJob):
+                trie[i] = self._scores(job, part)
+            elif isinstance(job, GenerateJob):
+                tokens = job.tokens.tolist()
+                if job.first_missing is not None:
+                    first = part.end - part.num_logits + 1
+                    prompt[i] = tuple(
+                        TokenLogprob(tokens[p], score(tokens[:p], tokens[p]))
+                        for p in range(first, min(part.end + 1, job.prompt_len))
+                    )
+                if part.wants_token and job.wants_token:
+                    sampled[i] = Sampled(next_token(tokens))
+        embeddings = {i: (float(next_token(e.job.tokens)),) for i, e in enumerate(step.embeds)}
+        return StepResults(wrong, frozenset(), sampled, prompt, trie, embeddings)
+
+    def _path(self, row: ScheduledRow, part: Part, i: int) -> Content:
+        """What token i of the row stands for."""
+        tokens = part.job.tokens.tolist()
+        if part.trie is None:
+            assert tuple(tokens[row.start : row.start + len(row.token_ids)]) == row.token_ids
+            return tuple(tokens[: row.start + i + 1])
+        assert isinstance(part.job, ScoreJob)
+        assert row.tree is not None
+        return (*tokens[: row.tree.prefix_len], *node_path(part.job, row.tree.first + i))
+
+    def _check_reads(self, row: ScheduledRow, part: Part, i: int) -> None:
+        """Every slot that token i attends to holds what it should."""
+        path = self._path(row, part, i)
+        if row.tree is None:
+            places = list(range(row.start + i + 1))
+        else:
+            places = list(range(row.tree.prefix_len))
+            node, ancestors = row.tree.first + i, []
+            while node >= 0:
+                ancestors.append(row.tree.prefix_len + node)
+                node = row.tree.parents[node]
+            places += reversed(ancestors)
+        assert len(places) == len(path)
+        for length, place in enumerate(places, start=1):
+            assert self.contents[self.table[row.row, place]] == path[:length], "a wrong slot was read"
+
+    def _scores(self, job: ScoreJob, part: Part) -> tuple[float, ...]:
+        if part.trie is None:
+            prompt = job.tokens.tolist()
+            return tuple(score(prompt, token) for _, token in job.plan.roots)
+        prefix = job.tokens.tolist()[: part.trie.prefix_len]
+        return tuple(
+            score([*prefix, *node_path(job, inner)], token)
+            for inner in range(part.start, part.end)
+            for _, token in job.plan.children[inner]
+        )
+
+
+def node_path(job: ScoreJob, inner: int) -> list[int]:
+    """Tokens from the trie's root to an inner node."""
+    path: list[int] = []
+    while inner >= 0:
+        path.append(job.plan.token_ids[inner])
+        inner = job.plan.parents[inner]
+    return path[::-1]
