@@ -59,7 +59,11 @@ class Automaton:
 
     def begin_step(self) -> None:
         """A new step of one matcher: its share of new states starts, and an automaton grown too large is rebuilt."""
-        if self.budget.states > _REBUILD_AT * self.limits.dfa_states:
+        nfa_states = max(len(self.machine.nfa.items), self.masks.num_nfa_states)
+        if (
+            self.budget.states > _REBUILD_AT * self.limits.dfa_states
+            or nfa_states > _REBUILD_AT * self.limits.nfa_states
+        ):
             self.epoch += 1
             self._build(None)
         self.budget.begin_step()

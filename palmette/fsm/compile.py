@@ -48,7 +48,18 @@ class JsonSchema:
 
     @staticmethod
     def of(schema: Mapping[str, Any] | bool, options: SchemaOptions | None = None) -> JsonSchema:
-        return JsonSchema(json.dumps(schema, ensure_ascii=False), options or SchemaOptions())
+        """The schema in Python data.
+
+        Raises:
+            UnsupportedConstraint: it is too deep, or holds what JSON cannot.
+        """
+        try:
+            text = json.dumps(schema, ensure_ascii=False)
+        except RecursionError:
+            raise UnsupportedConstraint("", "schema_depth", "it is too deep to be written", "") from None
+        except (TypeError, ValueError) as error:
+            raise UnsupportedConstraint("", "schema", f"it is not JSON: {error}") from None
+        return JsonSchema(text, options or SchemaOptions())
 
 
 @dataclass(frozen=True, slots=True)

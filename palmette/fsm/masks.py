@@ -42,6 +42,10 @@ class Masks:
         return len(self._distinct)
 
     @property
+    def num_nfa_states(self) -> int:
+        return len(self._saturated.nfa.items)
+
+    @property
     def nbytes(self) -> int:
         return sum(m.nbytes for m in self._distinct.values()) + self._table.nbytes
 

@@ -193,6 +193,7 @@ class Matcher:
             state = self._automaton.start
             self._states = [state]
             for data in self._read:
+                self._automaton.budget.begin_step()  # each reading had a step of its own
                 state = self._automaton.read(state, data)
                 self._states.append(state)
             self._epoch = self._automaton.epoch

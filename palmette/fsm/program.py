@@ -47,7 +47,7 @@ class Program:
 
     def __init__(self, alphabet: frozenset[int] | None = None) -> None:
         """`alphabet`: the bytes that can be written at all; words with others do not exist. None = all bytes."""
-        self._missing = () if alphabet is None else tuple(b for b in range(256) if b not in alphabet)
+        self._missing = frozenset() if alphabet is None else frozenset(range(256)) - alphabet
         self.kinds: list[Kind] = []
         self.args: list[Any] = []
         self.nullable: list[bool] = []  # surely contains the empty word; a CALL or an anchor never surely does
@@ -59,6 +59,17 @@ class Program:
         assert self._intern(Kind.RET, (), True) == RET
 
     def bytes_node(self, edges: Edges, final: bool) -> int:
+        if self._missing:
+            edges = self._writable(edges)
+        if any(node == NEVER for _, _, node in edges):
+            edges = tuple(e for e in edges if e[2] != NEVER)
+        if not edges:
+            return EPS if final else NEVER
+        return self._intern(Kind.BYTES, (edges, final), final)
+
+    def _writable(self, edges: Edges) -> Edges:
+        if all(low == high for low, high, _ in edges):
+            return tuple(e for e in edges if e[0] not in self._missing)
         for byte in self._missing:
             if any(low <= byte <= high for low, high, _ in edges):
                 edges = tuple(
@@ -67,11 +78,7 @@ class Program:
                     for a, b in ((low, min(high, byte - 1)), (max(low, byte + 1), high))
                     if a <= b
                 )
-        if any(node == NEVER for _, _, node in edges):
-            edges = tuple(e for e in edges if e[2] != NEVER)
-        if not edges:
-            return EPS if final else NEVER
-        return self._intern(Kind.BYTES, (edges, final), final)
+        return edges
 
     def cat(self, items: tuple[int, ...]) -> int:
         if NEVER in items:

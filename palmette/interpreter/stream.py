@@ -163,8 +163,8 @@ class Stream:
         index = self._count("checkpoint")
         with self._lock:
             names = dict(self._names)
-        item = self._push(Checkpoint(index, source))
-        self.savepoints[index] = SavePoint(item.seq, index, names)
+        save = self.savepoints[index] = SavePoint(-1, index, names)  # there before the loop gets to the node
+        save.seq = self._push(Checkpoint(index, source)).seq
         return index
 
     def rollback(self, index: int, source: SourcePos | None) -> None:

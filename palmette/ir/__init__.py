@@ -4,6 +4,7 @@ from palmette.ir.graph import Edge, Graph, Stop, defined_names
 from palmette.ir.nodes import (
     NODE_TYPES,
     Argument,
+    CallPath,
     Checkpoint,
     ChoiceRule,
     Constraint,
@@ -41,6 +42,7 @@ __all__ = [
     "NODE_TYPES",
     "RUN_OPTION_NAMES",
     "Argument",
+    "CallPath",
     "Checkpoint",
     "ChoiceRule",
     "Constraint",

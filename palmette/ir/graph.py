@@ -66,7 +66,7 @@ class Graph:
             elif isinstance(node, Join):
                 ends = [(p, len(n)) for p, n in self.streams.items() if p[:-1] == (*path, node.index)]
                 edges += [Edge("join", end, (path, index)) for end in sorted(ends)]
-            elif isinstance(node, Variable) and node.stream != path and node.stream in self.streams:
+            elif isinstance(node, Variable) and node.call is None and node.stream in self.streams.keys() - {path}:
                 edges.append(Edge("read", (node.stream, self._definition(node)), (path, index)))
         return edges
 

@@ -2,7 +2,8 @@
 
 Every node is frozen and knows the line it came from. `Expr` gives nodes `+`, so that `"A: " + gen("x")` is an
 expression; `flatten` turns whatever an author may append into leaf nodes. Streams are named by their path in the fork
-tree: () is the program itself, (k, i) below a path is branch i of that stream's k-th fork.
+tree: () is the program itself, (k, i) below a path is branch i of that stream's k-th fork. Programs that a program
+calls are named by their path in the tree of calls: () is the one that was traced, (k,) its k-th call.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from palmette.ir.options import HoleOptions
 from palmette.ir.source import SourcePos
 
 StreamPath: TypeAlias = tuple[int, ...]
+CallPath: TypeAlias = tuple[int, ...]
 JoinMode: TypeAlias = Literal["gather_variable", "concate_and_append", "copy"]
 JoinPolicy: TypeAlias = Literal["all", "first_error", "collect"]
 
@@ -72,6 +74,7 @@ class Argument(Expr):
     """A program argument whose value only a run knows (traces only)."""
 
     name: str
+    call: CallPath | None = None  # the program whose argument it is; None = this one
     source: SourcePos | None = _source()
 
 
@@ -81,6 +84,7 @@ class Variable(Expr):
 
     name: str
     stream: StreamPath = ()  # the stream that was read
+    call: CallPath | None = None  # the program whose hole it is; None = this one
     source: SourcePos | None = _source()
 
 
@@ -167,7 +171,10 @@ class Join(Expr):
 
 @dataclass(frozen=True, slots=True)
 class SetVariable(Expr):
-    """s["x"] = value: names a value without writing text. Only JSON values serialize."""
+    """s["x"] = value: names a value without writing text. Only JSON values serialize.
+
+    In a trace, text that depends on arguments or holes is an ExprList of the nodes it is made of.
+    """
 
     name: str
     value: Any
@@ -242,7 +249,7 @@ def flatten(expr: object, source: SourcePos | None) -> Iterator[Node]:
     while stack:
         item = stack.pop()
         if isinstance(item, str):
-            yield Text(str(item), source)
+            yield Text(str.__str__(item), source)  # exactly a str, whatever subclass came
         elif isinstance(item, ExprList):
             stack.extend(reversed(item.items))
         elif isinstance(item, NODE_TYPES):

@@ -7,7 +7,8 @@ enclosing `options`, then from `DEFAULTS`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Any
 
 from palmette.errors import InvalidOption
@@ -64,8 +65,8 @@ class HoleOptions:
 
     def over(self, base: HoleOptions) -> HoleOptions:
         """These options, with what is None taken from `base`."""
-        missing = {f: getattr(base, f) for f in OPTION_NAMES if getattr(self, f) is None}
-        return replace(self, **missing) if missing else self
+        merged = [theirs if mine is None else mine for mine, theirs in zip(_values(self), _values(base), strict=True)]
+        return HoleOptions(*merged)
 
     def sampling_params(self) -> SamplingParams:
         """The engine's parameters; call on options that were laid over DEFAULTS."""
@@ -91,6 +92,7 @@ class HoleOptions:
             raise InvalidOption("timeout", self.timeout, "a positive number of seconds")
 
 
+_values = attrgetter(*(f.name for f in fields(HoleOptions)))  # in the order of the constructor: `over` runs per hole
 OPTION_NAMES = frozenset(f.name for f in fields(HoleOptions))
 DEFAULTS = HoleOptions(max_new_tokens=128, temperature=1.0)
 _SAMPLING = frozenset(f.name for f in fields(SamplingParams))

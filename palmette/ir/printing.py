@@ -7,7 +7,9 @@ from dataclasses import fields
 from palmette.ir.graph import Graph
 from palmette.ir.nodes import (
     Argument,
+    CallPath,
     Checkpoint,
+    ExprList,
     Fork,
     Gen,
     HostStep,
@@ -35,6 +37,9 @@ def to_text(graph: Graph) -> str:
       text "Q: "
       arg question
       gen answer max_new_tokens=16
+      fork 0 into 2
+        branch 0:
+          text "..."
     """
     lines = [f"program {graph.name}({', '.join(graph.parameters)})"]
     # Depth-first without recursion: (path, indent, index of the next node)
@@ -42,6 +47,8 @@ def to_text(graph: Graph) -> str:
     while stack:
         path, indent, start = stack.pop()
         nodes = graph.streams.get(path, ())
+        if path and start == 0:
+            lines.append("  " * (indent - 1) + f"branch {path[-1]}:")
         for index in range(start, len(nodes)):
             node = nodes[index]
             lines.append("  " * indent + describe(node))
@@ -49,7 +56,7 @@ def to_text(graph: Graph) -> str:
                 stack.append((path, indent, index + 1))
                 for i in reversed(range(node.size)):
                     branch = (*path, node.index, i)
-                    if graph.streams.get(branch):
+                    if branch in graph.streams:
                         stack.append((branch, indent + 2, 0))
                 break
         else:
@@ -67,10 +74,10 @@ def describe(node: Node) -> str:
     match node:
         case Text(text=text):
             return f"text {_quoted(text)}"
-        case Argument(name=name):
-            return f"arg {name}"
-        case Variable(name=name, stream=stream):
-            return f"read {name}" + (f" of {_path(stream)}" if stream else "")
+        case Argument(name=name, call=call):
+            return f"arg {name}" + _owner((), call)
+        case Variable(name=name, stream=stream, call=call):
+            return f"read {name}" + _owner(stream, call)
         case Gen(name=name, options=options, constraint=constraint):
             parts = [f"gen {name or '-'}", *_options(options)]
             return " ".join(parts + ([f"{constraint.kind}={constraint.value!r}"] if constraint else []))
@@ -88,6 +95,8 @@ def describe(node: Node) -> str:
             return f"fork {index} into {size}"
         case Join(index=index, mode=mode, names=names):
             return f"join {index} {mode}" + (f" -> {', '.join(names)}" if names else "")
+        case SetVariable(name=name, value=ExprList(items=items)):
+            return f"set {name} = " + " + ".join(map(describe, items))
         case SetVariable(name=name, value=value):
             return f"set {name} = {_quoted(repr(value))}"
         case ScopeBegin(name=name):
@@ -107,8 +116,12 @@ def _options(options: HoleOptions) -> list[str]:
     return [f"{name}={value!r}" for name, value in given if value is not None]
 
 
-def _path(path: StreamPath) -> str:
-    return "stream " + ".".join(map(str, path))
+def _owner(stream: StreamPath, call: CallPath | None) -> str:
+    """Whose name it is, where that is not obvious."""
+    parts = [f"stream {'.'.join(map(str, stream))}"] if stream else []
+    if call is not None:
+        parts.append(f"call {'.'.join(map(str, call))}" if call else "the calling program")
+    return "".join(f" of {part}" for part in parts)
 
 
 def _quoted(text: str, limit: int = 60) -> str:

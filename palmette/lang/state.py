@@ -190,10 +190,14 @@ class State:
         await awaited(stream.barrier())
 
     def error(self) -> BaseException | None:
-        """What this stream failed with, None if nothing did; waits for everything appended so far."""
+        """What this stream failed with, None if nothing did; waits for everything appended so far.
+
+        For the program's own state that is also an exception of the body.
+        """
         self.sync()
-        self._stream.error_was_read = True
-        return self._stream.error or self._stream.run.body_error
+        stream = self._stream
+        stream.error_was_read = True
+        return stream.error if stream.path else stream.run.body_error or stream.error
 
     @property
     def ret_value(self) -> Any:

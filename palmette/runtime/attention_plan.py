@@ -1,15 +1,16 @@
 """From ints to an attention plan: which keys are gathered once for whom, and where the partial results merge.
 
-Keys are cut at absolute multiples of `PlanLimits.chunk` page-table indices. A slot holds one token behind one unique prefix, so two
-rows whose chunks end in the same slot have the same chunk, and share it without anybody having declared it:
+Keys are cut at absolute multiples of `PlanLimits.chunk` page-table indices. A slot holds one token behind one unique
+prefix, so two rows whose chunks end in the same slot have the same chunk, and share it without anybody having declared
+it:
 
     row 0   [ chunk 0 | chunk 1 | chunk 2a ]          segments:  chunks 0-1  seen by the queries of rows 0, 1, 2
     row 1   [ chunk 0 | chunk 1 | chunk 2b | 3b ]                chunk 2a    row 0
     row 2   [ chunk 0 | chunk 1 | chunk 2c ]                     chunks 2b-3b  row 1 ...
 
 Neighbouring chunks with the same readers are one segment, cut again at multiples of `block`. Segments with alike
-numbers of queries and keys are padded to one batched product. Grouping decides who shares a load; it moves a result by float32
-rounding only (the cuts of a segment follow its readers, and matrix products round by their shapes anyway).
+numbers of queries and keys are padded to one batched product. Grouping decides who shares a load; it moves a result by
+float32 rounding only (the cuts of a segment follow its readers, and matrix products round by their shapes anyway).
 
 Knows page-table slots and positions. Does not know the model, beyond its numbers of heads.
 """
@@ -26,7 +27,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from palmette.kernels.attention import AttentionPlan, MergeGroup, SegmentGroup
-
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]

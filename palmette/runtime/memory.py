@@ -14,7 +14,7 @@ from palmette.runtime.allocator import PageAllocator
 from palmette.runtime.choice_trie import TriePass
 from palmette.runtime.radix_cache import Probe, RadixCache
 from palmette.runtime.radix_node import TOKEN_CODE, NodeState, RadixNode
-from palmette.runtime.request import Job
+from palmette.runtime.request import EmbedJob, Job, ScoreJob
 from palmette.types import ForkDeclared, ProgramEnded, ProgramEvent
 
 _NOWHERE = Probe(None, 0, 0)
@@ -114,6 +114,15 @@ class KVMemory:
         """How far try_grow could go."""
         available = self.num_available
         return self.held_end(job) + available - available % self.page_size
+
+    def reserve(self, job: Job, growth: int) -> int:
+        """Slots to keep free for what the job still needs, counting at most `growth` of its output."""
+        if isinstance(job, EmbedJob):
+            return 0
+        held = self.held_end(job)
+        growth = min(growth, max(0, job.target_len - max(job.extend_end, held)))
+        extra = job.nodes_left + 2 * self.page_size if isinstance(job, ScoreJob) else 0
+        return self.pages(max(0, job.extend_end - held) + growth) + extra
 
     def slots_of(self, job: Job, start: int, end: int) -> list[int]:
         """Of its private tokens start .. end."""

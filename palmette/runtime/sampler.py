@@ -23,7 +23,6 @@ from torch import Tensor
 from palmette.types import SamplingParams
 
 BLOCK = 256  # tokens whose probabilities are added up at once when the cumulative distribution is searched
-SHORTLIST = 1024  # most likely tokens that top-p looks at before it sorts the whole vocabulary
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -175,37 +174,32 @@ def draw_margin(logits: Tensor, draw: Draw) -> float:
 
 def _thresholds(weights: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     """The smallest weight that each row keeps, (rows,)."""
-    vocab = weights.shape[-1]
-    min_p = torch.tensor([p.min_p for p in params], device=weights.device, dtype=weights.dtype)
-    ks = [min(p.top_k, vocab) if p.top_k > 0 else 0 for p in params]
-    with_top_p = any(p.top_p < 1.0 for p in params)
-    size = min(vocab, max(*ks, SHORTLIST if with_top_p else 1, 1))
-    best = weights.topk(size, dim=-1).values  # (rows, size), descending
-    k = torch.tensor(ks, device=weights.device)
-    by_k = torch.where(k > 0, best.gather(-1, (k - 1).clamp_(min=0)[:, None])[:, 0], 0.0)
-    thresholds = torch.maximum(min_p, by_k)
-    if with_top_p:
-        by_p = [_top_p_threshold(weights[r], best[r], float(by_k[r]), p.top_p) for r, p in enumerate(params)]
-        thresholds = torch.maximum(thresholds, torch.tensor(by_p, device=weights.device, dtype=weights.dtype))
+    thresholds = torch.tensor([p.min_p for p in params], device=weights.device, dtype=weights.dtype)
+    ks = [min(p.top_k, weights.shape[-1]) if p.top_k > 0 else 0 for p in params]
+    if any(ks):
+        best = weights.topk(max(ks), dim=-1).values  # descending
+        k = torch.tensor(ks, device=weights.device)
+        by_k = torch.where(k > 0, best.gather(-1, (k - 1).clamp_(min=0)[:, None])[:, 0], 0.0)
+        thresholds = torch.maximum(thresholds, by_k)
+    for row, p in enumerate(params):
+        if p.top_p < 1.0:
+            least = by_k[row] if ks[row] else torch.zeros_like(thresholds[row])
+            thresholds[row] = torch.maximum(thresholds[row], _top_p_threshold(weights[row], least, p.top_p))
     return thresholds
 
 
-def _top_p_threshold(weights: Tensor, best: Tensor, least: float, top_p: float) -> float:
+def _top_p_threshold(weights: Tensor, least: Tensor, top_p: float) -> Tensor:
     """The weight of the last of the likeliest tokens that together hold top_p of what `least` leaves of one row.
 
-    Args:
-        best: the largest weights, descending; the whole row is sorted only if they do not suffice.
+    All tokens lighter than (1 - top_p) / vocab of the whole weigh less than 1 - top_p together, so the last one kept
+    is not among them; only the rest is sorted.
     """
-    if top_p >= 1.0:
-        return 0.0
-    wanted = top_p * torch.where(weights >= least, weights, 0.0).sum(dtype=torch.float64)
-    for ordered in (best, None):
-        ordered = weights.sort(descending=True).values if ordered is None else ordered
-        ends = torch.where(ordered >= least, ordered, 0.0).cumsum(-1, dtype=torch.float64)
-        place = int(torch.searchsorted(ends, wanted))
-        if place < len(ordered):
-            return float(ordered[place])
-    return least  # rounding: the kept tokens add up to a little less than themselves
+    kept = weights[weights >= least]
+    total = kept.sum(dtype=torch.float64)
+    ordered = kept[kept >= total * ((1.0 - top_p) / (2 * len(kept)))].sort(descending=True).values
+    ends = ordered.cumsum(-1, dtype=torch.float64)
+    place = torch.searchsorted(ends, top_p * total).clamp_(max=len(ordered) - 1)
+    return ordered[place]
 
 
 def _below(target: Tensor, ends: Tensor) -> Tensor:

@@ -16,10 +16,10 @@ from __future__ import annotations
 import logging
 from bisect import bisect_right
 from collections.abc import Iterator
-from heapq import heappop, heappush
 
 from palmette.errors import Cancelled, HoleTimeout, NumericalError, PalmetteError
 from palmette.runtime.config import SchedulerConfig
+from palmette.runtime.deadlines import Deadlines
 from palmette.runtime.memory import KVMemory
 from palmette.runtime.optimum import ReuseOptimum
 from palmette.runtime.planner import StepPlan
@@ -47,7 +47,7 @@ class Scheduler:
         self._waiting = WaitingQueue()
         self._running: dict[str, AnyJob] = {}  # by admission
         self._rows = list(range(self.num_rows(config) - 1, -1, -1))  # free rows of the page table
-        self._deadlines: list[tuple[float, int, AnyJob]] = []  # of live jobs, and of some that ended
+        self._deadlines = Deadlines()
         self._was_retracted = False  # in the step that is being planned: nobody new is admitted then
 
     @staticmethod
@@ -76,8 +76,7 @@ class Scheduler:
         """Queue a job that fits the pool; O(1)."""
         self._jobs[job.request_id] = job
         self._waiting.append(job)
-        if job.deadline is not None:
-            heappush(self._deadlines, (job.deadline, job.number, job))
+        self._deadlines.add(job)
         if self.optimum is not None and not isinstance(job, EmbedJob):
             self.optimum.add_prompt(job.namespace, job.tokens)
 
@@ -91,11 +90,9 @@ class Scheduler:
     def expire(self, now: float) -> list[Event]:
         """End the jobs whose time is up."""
         events: list[Event] = []
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, _, job = heappop(self._deadlines)
-            if job.status is not Status.FINISHED:
-                waited = f"no result within {now - job.submitted:.3g} s"
-                events.append(self._end(job, FinishReason.CANCELLED, now, HoleTimeout(waited)))
+        for job in self._deadlines.expired(now):
+            waited = f"no result within {now - job.submitted:.3g} s"
+            events.append(self._end(job, FinishReason.CANCELLED, now, HoleTimeout(waited)))
         return events
 
     def fail_all(self, now: float, error: PalmetteError) -> list[Event]:
@@ -214,7 +211,7 @@ class Scheduler:
         if plan.budget <= 0 or not self._waiting or len(self._running) >= self._config.max_running:
             return
         windows = self._waiting.windows(self._config.window)
-        reserved = sum(self._reserve(job) for job in self._running.values())
+        reserved = sum(self.memory.reserve(job, self._config.decode_reserve) for job in self._running.values())
         admitted: list[int] = []
         for job in self._candidates(windows):
             if plan.budget <= 0 or len(self._running) >= self._config.max_running:
@@ -223,7 +220,7 @@ class Scheduler:
                 continue
             if not self._try_admit(plan, job, reserved):
                 break
-            reserved += self._reserve(job)
+            reserved += self.memory.reserve(job, self._config.decode_reserve)
             admitted.append(job.number)
         admitted.sort()
         for window in windows if admitted else ():
@@ -249,7 +246,9 @@ class Scheduler:
             added = plan.try_add_embed(job)
         else:
             self.memory.attach(job)
-            if self._running and self.memory.num_available < reserved + self._reserve(job):
+            if self._running and self.memory.num_available < reserved + self.memory.reserve(
+                job, self._config.decode_reserve
+            ):
                 self._undo_attach(job)
                 return False
             job.row = self._rows.pop()
@@ -277,15 +276,6 @@ class Scheduler:
         self.memory.drop(job)
         if job.is_first_run:
             job.cached = 0
-
-    def _reserve(self, job: AnyJob) -> int:
-        """Slots kept free for what the job still needs, when others want to be admitted."""
-        if isinstance(job, EmbedJob):
-            return 0
-        held = self.memory.held_end(job)
-        growth = min(self._config.decode_reserve, max(0, job.target_len - max(job.extend_end, held)))
-        extra = job.nodes_left + 2 * self.memory.page_size if isinstance(job, ScoreJob) else 0
-        return self.memory.pages(max(0, job.extend_end - held) + growth) + extra
 
     # -- leaving -----------------------------------------------------------------------------------------------
 

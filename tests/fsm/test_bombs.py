@@ -100,8 +100,8 @@ def test_a_bomb_is_refused_and_names_the_limit(name: str, limit: str, spec: Spec
 
 
 def test_a_step_that_needs_too_many_states_ends_its_request_and_not_the_constraint() -> None:
-    limits = Limits(dfa_states_per_step=8)
-    constraint = compile(Regex("(a|b)*a(a|b){20}|x"), VOCABULARY, limits)
+    limits = Limits(dfa_states_per_step=3)
+    constraint = compile(Regex("(a|b)*a(a|b){6}|x"), VOCABULARY, limits)
     with pytest.raises(UnsupportedConstraint, match="dfa_states_per_step"):
         constraint.matcher().mask()
     other = constraint.matcher()
@@ -117,3 +117,14 @@ def test_a_thousand_levels_of_recursion_cost_states_in_proportion() -> None:
     assert matcher.advance_bytes(b"a" + b"]" * 1000)
     assert matcher.is_accepting
     assert constraint.automaton.budget.states < 6000
+
+
+def test_a_schema_too_deep_for_python_is_refused_before_it_is_written() -> None:
+    with pytest.raises(UnsupportedConstraint):
+        JsonSchema.of(nested(20_000))
+
+
+def test_compilation_stops_at_its_deadline() -> None:
+    ticks = iter(range(0, 10**9, 3))
+    with pytest.raises(UnsupportedConstraint, match="compile_seconds"):
+        compile(JsonSchema.of(optional_properties(3000)), VOCABULARY, clock=lambda: float(next(ticks)))

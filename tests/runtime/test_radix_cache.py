@@ -89,11 +89,14 @@ def test_the_least_recently_used_leaf_goes_first() -> None:
 def test_a_parent_inherits_the_last_use_of_its_children() -> None:
     tree = RadixCache()
     put(tree, ids(1, 2), 10)
-    put(tree, ids(5, 6), 50)
-    put(tree, ids(1, 2, 3), 20)  # used after (5, 6)
-    assert tree.evict(1) == [51]
-    assert tree.evict(1) == [50]
-    assert tree.evict(3) == [22, 10, 11]
+    put(tree, ids(1, 2, 3), 20)
+    other = put(tree, ids(5, 6), 50)
+    matched(tree, ids(1, 2, 3))  # and so (1, 2) is used after (5, 6)
+    tree.lock_ref(other)
+    assert tree.evict(1) == [22]
+    tree.unlock_ref(other)
+    assert tree.evict(2) == [50, 51]
+    assert tree.evict(2) == [10, 11]
 
 
 def test_a_long_leaf_is_cut_from_its_end_in_whole_pages() -> None:

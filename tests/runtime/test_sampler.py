@@ -70,7 +70,7 @@ def test_filters_keep_what_their_definition_keeps(
     assert (weights / weights.sum()).numpy() == pytest.approx(expected, abs=1e-5)
 
 
-def test_top_p_beyond_the_shortlist_sorts_the_whole_row() -> None:
+def test_top_p_of_a_flat_distribution_keeps_most_of_it() -> None:
     logits = torch.zeros((1, 5000))
     logits[0, ::2] = 0.01
     params = SamplingParams(top_p=0.9)

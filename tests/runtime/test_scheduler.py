@@ -275,6 +275,17 @@ def test_the_request_with_least_progress_is_retracted_and_resumes_with_the_same_
     assert bench.sampled("old") == golden([1, 1, 1], 30)
     assert bench.sampled("young") == golden([2, 2, 2], 30)
     assert bench.scheduler.counters.recomputed_tokens < 30  # what survived in the cache was not computed again
+    assert bench.scheduler.counters.cached_prompt_tokens == 0  # coming back is not a hit
+
+
+def test_a_step_that_retracts_admits_nobody() -> None:
+    bench = Bench(slots=24, decode_reserve=0)
+    for i in range(3):
+        bench.add(f"r{i}", [i] * 6, max_new=18)
+    while (step := bench.step()) is not None:
+        if bench.scheduler._was_retracted:
+            assert all(part.end - part.start == 1 for part in step.parts)
+    assert 0 < bench.scheduler.counters.retractions <= 4
 
 
 def test_admission_leaves_room_for_those_that_decode() -> None:
@@ -348,6 +359,14 @@ def test_a_timeout_counts_from_submission_and_reaches_waiting_and_running() -> N
     assert bench.step() is None
 
 
+def test_ended_requests_are_not_remembered_until_their_deadline() -> None:
+    bench = Bench()
+    for i in range(1000):
+        bench.add(f"r{i}", [1], max_new=0, timeout=1e9)
+        bench.scheduler.cancel(f"r{i}", 0.0)
+    assert len(bench.scheduler._deadlines) < 100
+
+
 def test_no_new_token_means_computed_and_cached() -> None:
     bench = Bench()
     bench.add("a", [1, 2, 0], max_new=0)
@@ -383,6 +402,16 @@ def test_a_bad_row_takes_nothing_that_others_have_proven() -> None:
     bench.step(bad=[0])
     (finish,) = [e.finish for e in bench.events if isinstance(e, TokenEvent) and e.request_id == "bad" and e.finish]
     assert isinstance(finish.error, NumericalError)
+    assert bench.scheduler.memory.tree.num_tokens == 3
+
+
+def test_a_row_that_goes_bad_while_decoding_caches_nothing_it_decoded() -> None:
+    bench = Bench()
+    bench.add("bad", [1, 2, 0], max_new=9)
+    bench.step()
+    bench.step()
+    bench.step(bad=[0])
+    assert bench.reason("bad") is FinishReason.FAILED
     assert bench.scheduler.memory.tree.num_tokens == 3
 
 

@@ -7,6 +7,7 @@ of values a conjunction allows; strings, objects and arrays are written by the m
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from palmette.errors import UnsupportedConstraint
 from palmette.fsm.algebra import NEVER, Language, Literal, Node, Ref, alt

@@ -110,7 +110,11 @@ class _Metadata:
         num_layers = self.integer("block_count")
         num_kv_heads = self.integer("attention.head_count_kv", num_heads)
         head_dim = self.integer("attention.key_length", hidden_size // max(num_heads, 1))
-        if min(hidden_size, num_heads, num_kv_heads, num_layers) < 1 or num_heads % num_kv_heads or head_dim % 2:
+        if (
+            min(hidden_size, num_heads, num_kv_heads, head_dim, num_layers) < 1
+            or num_heads % num_kv_heads
+            or head_dim % 2
+        ):
             raise self.corrupt(f"{num_heads} heads of {head_dim} over {num_kv_heads} KV heads do not divide")
         if self.integer("attention.value_length", head_dim) != head_dim:
             raise UnsupportedFeature("values of another size than keys", "no supported family has them")

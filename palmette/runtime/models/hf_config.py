@@ -113,7 +113,7 @@ class _Reader:
             case "gemma3":
                 slides = (index + 1) % self.integer("sliding_window_pattern", 6) != 0
             case "qwen2" | "qwen3":
-                slides = index >= self.integer("max_window_layers", 28)
+                slides = index >= self.integer("max_window_layers", 28, least=0)
             case _:
                 slides = self.family == "mistral"
         return window if slides else None
@@ -144,7 +144,7 @@ class _Reader:
         factor = read.number("factor")
         if kind == "linear":
             return RopeSpec(dim=plain.dim, theta=plain.theta, kind="linear", factor=factor)
-        original = read.integer("original_max_position_embeddings", self.integer("max_position_embeddings", 0))
+        original = read.integer("original_max_position_embeddings", self.integer("max_position_embeddings", 2048))
         if kind == "llama3":
             return RopeSpec(
                 dim=plain.dim,
@@ -182,11 +182,11 @@ class _Reader:
         value = self.raw.get(key, gemma2_default if self.family == "gemma2" else None)
         return None if value is None else self.number(key, gemma2_default)
 
-    def integer(self, key: str, default: int | None = None, *, most: int = 1 << 40) -> int:
+    def integer(self, key: str, default: int | None = None, *, least: int = 1, most: int = 1 << 40) -> int:
         value = self.raw.get(key)
         value = default if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
-            raise CorruptModel(self.file, f"{key} is {value!r}, not an integer from 0 to {most}")
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise CorruptModel(self.file, f"{key} is {value!r}, not an integer from {least} to {most}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:

@@ -78,6 +78,8 @@ class SafetensorsFile:
         entry = self._entries[name]
         if entry.dtype not in _DTYPES:
             raise CorruptModel(str(self.path), f"tensor {name!r} is of type {entry.dtype}, not a float", entry.begin)
+        if entry.begin == entry.end:
+            return torch.empty(entry.shape, dtype=_DTYPES[entry.dtype])
         raw = torch.frombuffer(self._map, dtype=torch.uint8, count=entry.end - entry.begin, offset=entry.begin)
         if entry.begin % _DTYPES[entry.dtype].itemsize:
             raw = raw.clone()  # a view as floats must be aligned
