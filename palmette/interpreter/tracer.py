@@ -1,7 +1,8 @@
 """Running a program's body against a recorder instead of a model.
 
 Arguments and holes become symbols: strings that carry a mark. A mark survives concatenation and f-strings and turns
-back into a node when the text is appended; anything that would need the value behind it ends the trace there.
+back into a node when the text is appended; anything that would need the value behind it ends the trace there. What
+Python's own C code does with such a string (`re.match(p, x)`, `x in "abc"`) goes unnoticed: it sees the mark.
 """
 
 from __future__ import annotations
@@ -10,15 +11,20 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import fields
 from typing import Any, NoReturn
 
-from palmette.errors import BranchEnded, InvalidOption, TraceStopped, UnknownHole
+from palmette.errors import BranchEnded, InvalidOption, ProgramError, TraceStopped, UnknownHole
 from palmette.interpreter.hole import Hole
 from palmette.ir import (
     Argument,
+    CallPath,
     Checkpoint,
+    Constraint,
+    ExprList,
     Fork,
     Graph,
+    HoleOptions,
     HostStep,
     Join,
     JoinMode,
@@ -39,9 +45,9 @@ from palmette.ir import (
     verify,
 )
 
-# Private-use characters that no author's text contains: <open> kind : path : name <close>
+# Private-use characters that no author's text contains: <open> kind : call path : stream path : name <close>
 _OPEN, _CLOSE = "\ue0b0", "\ue0b1"
-_MARK = re.compile(f"{_OPEN}([av]):([0-9.]*):([^{_CLOSE}]*){_CLOSE}")
+_MARK = re.compile(f"{_OPEN}([av]):([0-9.]*):([0-9.]*):([^{_CLOSE}]*){_CLOSE}")
 
 
 class Symbol(str):
@@ -51,36 +57,42 @@ class Symbol(str):
     what: str
 
     @classmethod
-    def argument(cls, name: str) -> Symbol:
-        return cls._make(f"{_OPEN}a::{name}{_CLOSE}", f"argument {name!r}")
+    def argument(cls, name: str, call: CallPath = ()) -> Symbol:
+        return cls._make(f"{_OPEN}a:{_joined(call)}::{name}{_CLOSE}", f"argument {name!r}")
 
     @classmethod
-    def variable(cls, name: str, path: StreamPath) -> Symbol:
-        return cls._make(f"{_OPEN}v:{'.'.join(map(str, path))}:{name}{_CLOSE}", f"hole {name!r}")
+    def variable(cls, name: str, path: StreamPath, call: CallPath = ()) -> Symbol:
+        return cls._make(f"{_OPEN}v:{_joined(call)}:{_joined(path)}:{name}{_CLOSE}", f"hole {name!r}")
 
     @classmethod
     def _make(cls, text: str, what: str) -> Symbol:
-        symbol = cls(text)
+        symbol = str.__new__(cls, text)
         symbol.what = what
         return symbol
 
     def __add__(self, other: str) -> Symbol:
         if not isinstance(other, str):
-            return NotImplemented
+            self._decide("arithmetic")
         return self._make(str.__str__(self) + str.__str__(other), self.what)
 
     def __radd__(self, other: str) -> Symbol:
+        if not isinstance(other, str):
+            self._decide("arithmetic")
         return self._make(str.__str__(other) + str.__str__(self), self.what)
 
-    def __str__(self) -> str:
-        return str.__str__(self)
+    def __str__(self) -> Symbol:
+        return self  # str(x) is still a symbol
 
-    def __format__(self, spec: str) -> str:
+    def __format__(self, spec: str) -> Symbol:
         if spec:
             self._decide(f"format spec {spec!r}")
-        return str.__str__(self)
+        return self
 
-    __hash__ = str.__hash__
+    def __getattr__(self, name: str) -> NoReturn:
+        """Arguments need not be strings: what any other type has depends on the value."""
+        if name.startswith("__"):  # Python probing for a protocol
+            raise AttributeError(name)
+        self._decide(f"attribute {name}")
 
     def _decide(self, how: str) -> NoReturn:
         raise TraceStopped(f"{how} depends on {self.what}", source=author_position())
@@ -93,10 +105,25 @@ def _deciding(how: str) -> Callable[..., NoReturn]:
     return decide
 
 
-_COMPARISONS = ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__")
-_USES = "__bool__ __len__ __iter__ __contains__ __getitem__ __int__ __float__ __index__ __mod__ __mul__".split()
-for _method in (*_COMPARISONS, *_USES, *(name for name in dir(str) if not name.startswith("_"))):
-    setattr(Symbol, _method, _deciding("a comparison" if _method in _COMPARISONS else _method.strip("_")))
+_ARITHMETIC = ("sub", "mul", "truediv", "floordiv", "mod", "pow")
+_DECIDING = {
+    "a comparison": ("eq", "ne", "lt", "le", "gt", "ge"),
+    "arithmetic": (*_ARITHMETIC, *(f"r{name}" for name in _ARITHMETIC if name != "mod"), "neg", "abs", "round"),
+    "a condition": ("bool",),
+    "a length": ("len",),
+    "iteration": ("iter",),
+    "a search": ("contains",),
+    "an index or a slice": ("getitem",),
+    "a conversion to a number": ("int", "float", "index"),
+    "a lookup": ("hash",),
+    "repr": ("repr",),
+}
+for _how, _methods in _DECIDING.items():
+    for _method in _methods:
+        setattr(Symbol, f"__{_method}__", _deciding(_how))
+for _method in dir(str):
+    if not _method.startswith("_"):
+        setattr(Symbol, _method, _deciding(f"str.{_method}"))
 
 
 class TraceStream:
@@ -117,11 +144,17 @@ class TraceStream:
         if self._ended:
             raise BranchEnded("nothing can be appended to a branch that was joined", source=node.source)
         if isinstance(node, Text):
-            self._nodes.extend(_unmarked(node))
+            self._nodes.extend(self._unmarked(node.text, node.source))
             return None
-        self._nodes.append(node)
+        if isinstance(node, SetVariable) and isinstance(node.value, str) and _is_marked(node.value):
+            parts = ExprList(tuple(self._unmarked(str.__str__(node.value), node.source)))
+            self._nodes.append(SetVariable(node.name, parts, node.source))
+        else:
+            if any(_is_marked(getattr(node, field.name)) for field in fields(node)):
+                raise TraceStopped(f"a field of {type(node).__name__} is known only in a run", source=node.source)
+            self._nodes.append(node)
         for name in defined_names(node):
-            symbol = Symbol.variable(name, self.path)
+            symbol = Symbol.variable(name, self.path, self.recorder.call)
             self._values[name] = node.value if isinstance(node, SetVariable) else symbol
         return None
 
@@ -171,8 +204,11 @@ class TraceStream:
         return index
 
     def rollback(self, index: int, source: SourcePos | None) -> None:
+        if index not in self._saved:
+            raise ProgramError("no such checkpoint in this stream, or it was rolled back itself", source=source)
         self.append(Rollback(index, source))
         self._values = dict(self._saved[index])
+        self._saved = {i: values for i, values in self._saved.items() if i <= index}
 
     def host_step(self, name: str, source: SourcePos | None) -> None:
         self.append(HostStep(name, source))
@@ -182,20 +218,46 @@ class TraceStream:
         self._counts[what] += 1
         return self._counts[what] - 1
 
+    def _unmarked(self, text: str, source: SourcePos | None) -> Iterator[Node]:
+        """The nodes of a text that carries marks."""
+        position = 0
+        for mark in _MARK.finditer(text):
+            if mark.start() > position:
+                yield Text(text[position : mark.start()], source)
+            kind, owner, path, name = mark.groups()
+            call = None if _split(owner) == self.recorder.call else _split(owner)
+            yield Argument(name, call, source) if kind == "a" else Variable(name, _split(path), call, source)
+            position = mark.end()
+        if position < len(text):
+            yield Text(text[position:], source)
+
 
 class _Recorder:
-    """The streams of one traced program, and the programs it called."""
+    """The streams of one traced program, and the programs it called. `call` is its own path in the tree of calls."""
 
-    def __init__(self) -> None:
+    def __init__(self, call: CallPath = ()) -> None:
+        self.call = call
         self.streams: dict[StreamPath, list[Node]] = {}
         self.calls: list[Graph] = []
 
+    def called(self, name: str) -> _Recorder:
+        """The recorder of a program that this one calls; its graph takes the place kept here."""
+        self.calls.append(Graph(name, (), {}))
+        return _Recorder((*self.call, len(self.calls) - 1))
+
 
 class Trace:
-    """What `Program.trace` returns: the graph, and ways to look at it."""
+    """What `Program.trace` returns: the graph, and ways to look at it.
 
-    def __init__(self, graph: Graph, ret_value: Any) -> None:
+    Attributes:
+        graph: the program as data.
+        stream: what the body wrote into.
+        ret_value: what the body returned; holes and arguments in it are symbols.
+    """
+
+    def __init__(self, graph: Graph, stream: TraceStream, ret_value: Any) -> None:
         self.graph = graph
+        self.stream = stream
         self.ret_value = ret_value
 
     def __str__(self) -> str:
@@ -234,20 +296,26 @@ def is_tracing() -> bool:
 
 
 def traced(name: str, body: Callable[[TraceStream, Mapping[str, Any]], Any], symbols: Sequence[str]) -> Trace:
-    """Run `body` with a recorder and a symbol for each name in `symbols`, to its end or the first thing unknown."""
-    recorder, stopped, value = _Recorder(), None, None
+    """Run `body` with a recorder and a symbol for each name in `symbols`, to its end or the first thing unknown.
+
+    Raises:
+        TraceStopped: inside another trace, which cannot go on behind a program that did not.
+    """
     outer = _recording.get()
+    recorder, stopped, value = _Recorder() if outer is None else outer.called(name), None, None
     with _scope(recorder):
         stream = TraceStream(recorder)
         try:
-            value = body(stream, {symbol: Symbol.argument(symbol) for symbol in symbols})
+            value = body(stream, {symbol: Symbol.argument(symbol, recorder.call) for symbol in symbols})
         except TraceStopped as stop:
             stopped = Stop(stop.args[0], stop.source if isinstance(stop.source, SourcePos) else None)
     streams = {path: tuple(nodes) for path, nodes in recorder.streams.items()}
     graph = Graph(name, tuple(symbols), streams, tuple(recorder.calls), stopped)
     if outer is not None:
-        outer.calls.append(graph)
-    return Trace(graph, stream if value is None else value)
+        outer.calls[recorder.call[-1]] = graph
+        if stopped is not None:
+            raise TraceStopped(stopped.reason, source=stopped.source)
+    return Trace(graph, stream, value)
 
 
 @contextmanager
@@ -259,17 +327,22 @@ def _scope(recorder: _Recorder) -> Iterator[None]:
         _recording.reset(token)
 
 
-def _unmarked(text: Text) -> Iterator[Node]:
-    """The nodes of a text that carries marks."""
-    position = 0
-    for mark in _MARK.finditer(text.text):
-        if mark.start() > position:
-            yield Text(text.text[position : mark.start()], text.source)
-        kind, path, name = mark.groups()
-        if kind == "a":
-            yield Argument(name, text.source)
-        else:
-            yield Variable(name, tuple(int(p) for p in path.split(".")) if path else (), text.source)
-        position = mark.end()
-    if position < len(text.text):
-        yield Text(text.text[position:], text.source)
+def _is_marked(value: object) -> bool:
+    """Whether a symbol, or text with one in it, is in there."""
+    if isinstance(value, str):
+        return _OPEN in str.__str__(value)
+    if isinstance(value, tuple | list):
+        return any(map(_is_marked, value))
+    if isinstance(value, dict):
+        return any(map(_is_marked, value.values()))
+    if isinstance(value, Constraint):
+        return _is_marked(value.value)
+    return isinstance(value, HoleOptions) and _is_marked(value.stop)
+
+
+def _joined(path: tuple[int, ...]) -> str:
+    return ".".join(map(str, path))
+
+
+def _split(path: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in path.split(".")) if path else ()

@@ -30,6 +30,8 @@ class WorkerPool:
         context = copy_context()  # options(...) of the caller hold in the body
 
         def work() -> None:
+            if not future.set_running_or_notify_cancel():
+                return  # nobody wants it any more
             try:
                 future.set_result(context.run(function))
             except BaseException as error:  # noqa: BLE001 - it is raised again where the result is read

@@ -18,6 +18,7 @@ from palmette.ir.source import SourcePos
 
 StreamPath: TypeAlias = tuple[int, ...]
 CallPath: TypeAlias = tuple[int, ...]
+ConstraintKind: TypeAlias = Literal["regex", "json_schema", "grammar", "type", "dtype", "stop_regex"]
 JoinMode: TypeAlias = Literal["gather_variable", "concate_and_append", "copy"]
 JoinPolicy: TypeAlias = Literal["all", "first_error", "collect"]
 
@@ -92,7 +93,7 @@ class Variable(Expr):
 class Constraint:
     """What a hole's text must match. `value` is the author's own object: pattern, schema, grammar or type."""
 
-    kind: Literal["regex", "json_schema", "grammar", "type", "dtype", "stop_regex"]
+    kind: ConstraintKind
     value: Any
 
 

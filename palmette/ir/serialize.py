@@ -9,17 +9,39 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from types import UnionType
+from typing import Any, get_args
 
 from palmette.errors import UsageError, VerificationError
 from palmette.ir.graph import Graph, Stop
-from palmette.ir.nodes import NODE_TYPES, ChoiceRule, Constraint, Gen, HostStep, Node, Select, StreamPath, Tool
+from palmette.ir.nodes import (
+    NODE_TYPES,
+    ChoiceRule,
+    Constraint,
+    ConstraintKind,
+    ExprList,
+    Gen,
+    HostStep,
+    Node,
+    Select,
+    SetVariable,
+    StreamPath,
+)
 from palmette.ir.options import HoleOptions
 from palmette.ir.source import SourcePos
 from palmette.ir.verify import verify
 
 VERSION = 1
 _KINDS = {t.__name__: t for t in NODE_TYPES}
+_FIELD_TYPES: dict[str, type | UnionType] = {  # of the nodes' fields; data from elsewhere is not trusted
+    **dict.fromkeys(("text", "role", "path", "signature", "mode", "policy"), str),
+    **dict.fromkeys(("name", "reasoning"), str | None),
+    **dict.fromkeys(("index", "size", "num_frames"), int),
+    "stream": tuple,
+    "call": tuple | None,
+    "names": tuple,
+    "temperature": int | float,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +87,7 @@ def loads(
         if not isinstance(raw, dict) or raw.get("palmette_ir") != VERSION:
             raise UsageError(f"no IR of version {VERSION}")
         graph = _Loader(types or {}, {rule.name: rule for rule in rules}).graph(raw)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise UsageError(f"this is no serialized program: {error!r}") from error
     verify(graph, tools=frozenset(tools or ()))
     return graph
@@ -95,8 +117,26 @@ def _node_data(node: Node) -> dict[str, Any]:
             value = _constraint_data(value)
         elif field.name == "rule":
             value = value.name
+        elif isinstance(node, SetVariable):
+            value = _value_data(value) if field.name == "value" else value
         data[field.name] = value
     return data
+
+
+def _value_data(value: Any) -> dict[str, Any]:
+    if isinstance(value, ExprList):
+        return {"nodes": [_node_data(node) for node in value.items]}
+    if not _is_json(value):
+        raise TypeError(f"{value!r} would not come back from JSON as it is")
+    return {"json": value}
+
+
+def _is_json(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(type(key) is str and _is_json(item) for key, item in value.items())
+    if isinstance(value, list):
+        return all(map(_is_json, value))
+    return value is None or type(value) in (str, bool, int, float)
 
 
 def _constraint_data(constraint: Constraint) -> dict[str, Any]:
@@ -147,16 +187,27 @@ class _Loader:
             if rule is None:
                 raise VerificationError([f"choice rule {values['rule']!r} resolves to nothing: pass it in rules="])
             values["rule"], values["choices"] = rule, tuple(values["choices"])
-        elif kind is not Tool:
-            values = {k: tuple(v) if k in ("names", "stream") else v for k, v in values.items()}
+        elif kind is SetVariable:
+            values["value"] = self.value(values["value"])
+        else:
+            values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        for name, value in values.items():
+            if name in _FIELD_TYPES and not isinstance(value, _FIELD_TYPES[name]):
+                raise UsageError(f"{raw['kind']}.{name} cannot be {value!r}")
         node: Node = kind(**values)
         return node
+
+    def value(self, raw: Mapping[str, Any]) -> Any:
+        return ExprList(tuple(self.node(node) for node in raw["nodes"])) if "nodes" in raw else raw["json"]
 
     def constraint(self, raw: Mapping[str, Any] | None) -> Constraint | None:
         if raw is None:
             return None
+        if raw["kind"] not in get_args(ConstraintKind):
+            raise UsageError(f"unknown constraint {raw['kind']!r}")
         if "label" not in raw:
-            return Constraint(raw["kind"], raw["value"])
+            value = raw["value"]
+            return Constraint(raw["kind"], tuple(value) if isinstance(value, list) else value)
         bound = self.types.get(raw["label"])
         return Constraint(raw["kind"], UnboundType(raw["label"], json.dumps(raw["schema"])) if bound is None else bound)
 

@@ -80,6 +80,8 @@ def gen(
     given = [key for key, value in {**constraints, "grammar": grammar}.items() if value is not None]
     if len(given) > 1:
         raise InvalidOption(given[1], {**constraints, "grammar": grammar}[given[1]], f"not together with {given[0]}")
+    if stop_regex is not None and given:
+        raise InvalidOption("stop_regex", stop_regex, f"not together with {given[0]}")
     if lora is not None:
         raise UnsupportedFeature("lora", "adapters are not loaded by this runtime yet")
     if choices is not None:
@@ -242,7 +244,9 @@ def _constraint(
         return Constraint("json_schema", json_schema)
     if grammar is not None:
         return Constraint("grammar", grammar)
-    return Constraint("stop_regex", stop_regex) if stop_regex is not None else None
+    if stop_regex is not None:
+        return Constraint("stop_regex", stop_regex if isinstance(stop_regex, str) else tuple(stop_regex))
+    return None
 
 
 def _short(value: object) -> str:

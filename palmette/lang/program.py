@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import inspect
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future
 from typing import Any, Literal, TypeAlias, overload
 
-from palmette.errors import BlockingRead, InvalidOption
+from palmette.errors import BlockingRead, InvalidOption, TraceStopped
 from palmette.interpreter.seeds import fresh_seed, instance_seed
 from palmette.interpreter.stream import Stream, runs_event_loop
 from palmette.interpreter.tracer import Trace, TraceStream, is_tracing, traced
-from palmette.interpreter.workers import WorkerPool
-from palmette.ir import Gen, HoleOptions
+from palmette.interpreter.workers import WorkerPool, in_thread
+from palmette.ir import Gen, HoleOptions, author_position
 from palmette.lang.call import RunOptions, Signature
 from palmette.lang.execution import Call, Execution, Outcome, wait_for
 from palmette.lang.progress import progressed
@@ -75,6 +76,8 @@ class Program:
             PalmetteError: what a hole failed with, with `.state`; an exception of the body is raised as it is.
             BlockingRead: this thread runs an event loop; use `await program.arun(...)`.
         """
+        if is_tracing():
+            return self._traced_call(args, kwargs)[0]
         call = self._call(args, kwargs)
         if call.options.stream:
             return Execution(call).in_background()
@@ -85,6 +88,8 @@ class Program:
 
     async def arun(self, *args: Any, **kwargs: Any) -> State:
         """`run` for a coroutine: an `async def` body runs on this loop, a plain one on a thread of its own."""
+        if is_tracing():
+            return self._traced_call(args, kwargs)[0]
         return await Execution(self._call(args, kwargs)).there()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -95,8 +100,8 @@ class Program:
         if args and isinstance(args[0], State):
             return self.func(*args, **{**self.bound, **kwargs})
         if is_tracing():
-            value = self.trace(*args, **kwargs).ret_value
-            return State(value) if isinstance(value, TraceStream) else value
+            state, value = self._traced_call(args, kwargs)
+            return state if value is None else value
         state = self.run(*args, **kwargs)
         return state if state.ret_value is None else state.ret_value
 
@@ -144,11 +149,11 @@ class Program:
     ) -> list[State] | Iterator[State]:
         """Run one instance for each item, many at a time; states come back in order.
 
-        An item is a dict of arguments, a tuple of positional ones, or the single argument itself. A failed instance
+        An item is a dict of arguments, a tuple or list of positional ones, or the single argument itself. A failed instance
         comes back as its state with `.error()` set. With `generator_style` states are yielded as they are finished,
         in order, and at most a window of instances is held.
         """
-        outcomes = self._outcomes(batch_kwargs, num_threads, run_options)
+        outcomes = self._outcomes(batch_kwargs, num_threads, run_options, lists_are_arguments=True)
         states = (state for state, _ in progressed(outcomes, _len(batch_kwargs), enabled=progress_bar))
         return states if generator_style else list(states)
 
@@ -163,6 +168,7 @@ class Program:
     ) -> list[Any]:
         """The values of one call for each item (see `__call__`), in order.
 
+        An item is a dict of arguments, a tuple of positional ones, or the single argument itself, lists included.
         With on_error="return" a failed item's exception stands in its place; with "raise" the first one is raised,
         after every item has ended.
         """
@@ -204,7 +210,7 @@ class Program:
 
         def body(stream: TraceStream, values: Mapping[str, Any]) -> Any:
             result = self.func(State(stream), *args, **kwargs, **values)
-            return asyncio.run(result) if self.is_async else result
+            return _driven(result) if self.is_async else result
 
         return traced(self.signature.name, body, symbols)
 
@@ -228,31 +234,45 @@ class Program:
 
     # -- internals -------------------------------------------------------------------------------------------------
 
+    def _traced_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[State, Any]:
+        """Called by a body that is being traced: trace this one too; its state and what its body returned."""
+        trace = self.trace(*args, **self.signature.split(kwargs)[0])
+        return State(trace.stream), trace.ret_value
+
     def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         arguments, run = self.signature.split(kwargs)
         arguments = {**self.bound, **arguments}
         self.signature.bind(args, arguments)
         return Call(self.func, self.signature.name, args, arguments, RunOptions.of(run))
 
-    def _calls(self, items: Iterable[Any], run_options: Mapping[str, Any]) -> Iterator[Call]:
+    def _calls(
+        self, items: Iterable[Any], run_options: Mapping[str, Any], *, lists_are_arguments: bool = False
+    ) -> Iterator[Call]:
         """One call for each item, under one set of options, each with a seed of its own."""
+        if is_tracing():
+            raise TraceStopped(f"a batch of {self.signature.name} exists only in a run", source=author_position())
         shared = RunOptions.of(run_options)
         if shared.stream or shared.record:
             raise InvalidOption("stream" if shared.stream else "record", True, "for `run`, not for a batch")
         base = fresh_seed() if shared.seed is None else shared.seed
         for index, item in enumerate(items):
-            args, kwargs = _arguments(item)
+            args, kwargs = _arguments(tuple(item) if lists_are_arguments and isinstance(item, list) else item)
             arguments = {**self.bound, **kwargs}
             self.signature.bind(args, arguments)
             yield Call(self.func, self.signature.name, args, arguments, shared, instance_seed(base, index))
 
     def _outcomes(
-        self, items: Iterable[Any], num_threads: int | Literal["auto"], run_options: Mapping[str, Any]
+        self,
+        items: Iterable[Any],
+        num_threads: int | Literal["auto"],
+        run_options: Mapping[str, Any],
+        *,
+        lists_are_arguments: bool = False,
     ) -> Iterator[Outcome]:
         """Run every call, a window of them at a time, and yield what became of each in order."""
         if runs_event_loop():
             raise BlockingRead("run_batch").at(source="use `await program.amap(...)`")
-        calls = self._calls(items, run_options)
+        calls = self._calls(items, run_options, lists_are_arguments=lists_are_arguments)
         if self.is_async:
             executor = shared_executor()
             yield from _in_window(calls, _WINDOW, lambda call: executor.start(_start(call)))
@@ -266,6 +286,14 @@ class Program:
             yield from _in_window(calls, 4 * threads, lambda call: pool.submit(lambda: Execution(call).outcome()))
         finally:
             pool.close()
+
+
+def _driven(body: Coroutine[Any, Any, Any]) -> Any:
+    """Run an `async def` body that is traced to its end; where a loop runs already, on a thread beside it."""
+    if not runs_event_loop():
+        return asyncio.run(body)
+    context = contextvars.copy_context()
+    return in_thread(lambda: context.run(asyncio.run, body)).result()
 
 
 async def _start(call: Call) -> Outcome:

@@ -43,6 +43,7 @@ class Retry:
         checkpoint = self._state.checkpoint()
         for attempt in range(self._attempts):
             yield attempt
+            self._state._sink.host_step(self._name, self._source)
             await self._state.wait()
             if self._until(self._state):
                 return

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from palmette.errors import BlockingRead, Cancelled, InvalidOption, PalmetteError, UsageError
+from palmette.errors import BlockingRead, Cancelled, InvalidOption, PalmetteError, TraceStopped, UsageError
 from palmette.interpreter.hole import Filled, Hole, awaited
 from palmette.interpreter.sink import Sink
 from palmette.interpreter.stream import Stream, runs_event_loop
@@ -173,6 +173,8 @@ class State:
 
     def sync(self) -> None:
         """Wait until everything appended so far was executed. Errors are not raised here; see `error`."""
+        if not isinstance(self._sink, Stream):
+            return  # a trace executes nothing
         stream = self._stream
         if self._observes and not stream.run.is_over:
             stream.run.over.result()
@@ -184,6 +186,8 @@ class State:
 
     async def wait(self) -> None:
         """The same, awaited."""
+        if not isinstance(self._sink, Stream):
+            return
         stream = self._stream
         if self._observes and not stream.run.is_over:
             await awaited(stream.run.over)
@@ -289,7 +293,7 @@ class State:
     @property
     def _stream(self) -> Stream:
         if not isinstance(self._sink, Stream):
-            raise UsageError("a trace has no text and no results: this is known only in a run")
+            raise TraceStopped("text and results are known only in a run", source=author_position())
         return self._sink
 
     def _find(self, name: str) -> Hole:

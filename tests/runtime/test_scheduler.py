@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from palmette.errors import Cancelled, HoleTimeout, NumericalError
 from palmette.runtime.config import PolicyName, SchedulerConfig
 from palmette.runtime.memory import KVMemory
-from palmette.runtime.request import EmbedJob, ScoreJob, Status
+from palmette.runtime.request import AnyJob, EmbedJob, ScoreJob, Status
 from palmette.runtime.scheduler import Scheduler
 from palmette.runtime.step import ScheduledStep
 from palmette.types import (
@@ -48,9 +48,8 @@ class Bench:
         listens: bool = True,
         **config: Any,
     ) -> None:
-        self.scheduler = Scheduler(
-            KVMemory(slots, page_size, shares=shares, listens=listens), SchedulerConfig(**config)
-        )
+        self.config = SchedulerConfig(**config)
+        self.scheduler = Scheduler(KVMemory(slots, page_size, shares=shares, listens=listens), self.config)
         self.model = FakeModel()
         self.events: list[Event] = []
         self.number = 0
@@ -64,10 +63,20 @@ class Bench:
         self.events += self.scheduler.expire(now)
         step = self.scheduler.schedule()
         if step is not None:
+            self.check_budget(step)
             results = self.model.run(step, set(bad))
             self.events += self.scheduler.apply(step, results, now)
         self.scheduler.check_integrity()
         return step
+
+    def check_budget(self, step: ScheduledStep) -> None:
+        decodes = sum(part.start >= part.job.extend_end for part in step.parts if part.trie is None)
+        rest = step.batch.num_tokens - decodes
+        chunk, page_size = self.config.chunk_size, self.scheduler.memory.page_size
+        assert rest <= max(chunk - decodes, chunk // 8, page_size), "a step beyond its budget"
+
+    def running(self) -> list[AnyJob]:
+        return [job for job in self.scheduler.jobs() if job.status is Status.RUNNING]
 
     def drain(self) -> int:
         steps = 0
@@ -282,9 +291,13 @@ def test_a_step_that_retracts_admits_nobody() -> None:
     bench = Bench(slots=24, decode_reserve=0)
     for i in range(3):
         bench.add(f"r{i}", [i] * 6, max_new=18)
-    while (step := bench.step()) is not None:
-        if bench.scheduler._was_retracted:
-            assert all(part.end - part.start == 1 for part in step.parts)
+    while True:
+        before, running = bench.scheduler.counters.retractions, {j.request_id for j in bench.running()}
+        step = bench.step()
+        if step is None:
+            break
+        if bench.scheduler.counters.retractions > before:
+            assert set(bench.names(step)) <= running
     assert 0 < bench.scheduler.counters.retractions <= 4
 
 
