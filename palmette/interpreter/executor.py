@@ -44,9 +44,13 @@ class Generated:
     """What a generate request came to."""
 
     text: str = ""
-    sampled: int = 0
+    token_ids: list[int] = field(default_factory=list)  # all that were sampled, kept or not
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: Finish = Finish(FinishReason.FAILED)
+
+    @property
+    def sampled(self) -> int:
+        return len(self.token_ids)
 
     @property
     def is_finished(self) -> bool:
@@ -113,7 +117,7 @@ class Executor:
 
         def handle(event: Event) -> Finish | None:
             assert isinstance(event, TokenEvent), f"a generate request was answered by {event!r}"
-            progress.sampled += len(event.token_ids)
+            progress.token_ids.extend(event.token_ids)
             progress.logprobs.extend(event.logprobs)
             if event.text:
                 progress.text += event.text

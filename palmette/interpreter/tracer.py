@@ -21,6 +21,7 @@ from palmette.ir import (
     CallPath,
     Checkpoint,
     Constraint,
+    Expr,
     ExprList,
     Fork,
     Graph,
@@ -70,12 +71,16 @@ class Symbol(str):
         symbol.what = what
         return symbol
 
-    def __add__(self, other: str) -> Symbol:
+    def __add__(self, other: object) -> Symbol:
+        if isinstance(other, Expr):
+            return NotImplemented  # it concatenates from its side
         if not isinstance(other, str):
             self._decide("arithmetic")
         return self._make(str.__str__(self) + str.__str__(other), self.what)
 
-    def __radd__(self, other: str) -> Symbol:
+    def __radd__(self, other: object) -> Symbol:
+        if isinstance(other, Expr):
+            return NotImplemented
         if not isinstance(other, str):
             self._decide("arithmetic")
         return self._make(str.__str__(other) + str.__str__(self), self.what)

@@ -120,7 +120,7 @@ def _owner(stream: StreamPath, call: CallPath | None) -> str:
     """Whose name it is, where that is not obvious."""
     parts = [f"stream {'.'.join(map(str, stream))}"] if stream else []
     if call is not None:
-        parts.append(f"call {'.'.join(map(str, call))}" if call else "the calling program")
+        parts.append(f"call {'.'.join(map(str, call))}" if call else "the traced program")
     return "".join(f" of {part}" for part in parts)
 
 

@@ -87,7 +87,7 @@ def loads(
         if not isinstance(raw, dict) or raw.get("palmette_ir") != VERSION:
             raise UsageError(f"no IR of version {VERSION}")
         graph = _Loader(types or {}, {rule.name: rule for rule in rules}).graph(raw)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
         raise UsageError(f"this is no serialized program: {error!r}") from error
     verify(graph, tools=frozenset(tools or ()))
     return graph

@@ -16,7 +16,7 @@ from palmette.interpreter.meta import meta_info, usage_info
 from palmette.interpreter.seeds import draw_key, fresh_seed
 from palmette.ir import DEFAULTS, HoleOptions
 from palmette.lang.session import shared_executor
-from palmette.types import EmbedRequest, GenerateRequest, Hints, TextPiece
+from palmette.types import EmbedRequest, FinishReason, GenerateRequest, Hints, TextPiece
 
 _CONSTRAINTS = ("regex", "json_schema", "ebnf", "structural_tag")
 _END = object()
@@ -263,7 +263,10 @@ class _Jobs:
             with_top=bool(options.top_logprobs_num),
             token_text=(lambda token: decode([token])) if options.return_text_in_logprobs else None,
         )
-        return {"text": progress.text, "output_ids": list(progress.finish.token_ids), "meta_info": info}
+        # At a length limit a last half character is no text, but its tokens were generated all the same.
+        is_cut = progress.finish.reason is FinishReason.LENGTH
+        output_ids = progress.token_ids if is_cut else list(progress.finish.token_ids)
+        return {"text": progress.text, "output_ids": output_ids, "meta_info": info}
 
 
 def _options(params: Mapping[str, Any] | None, columns: Mapping[str, Any], with_text: bool) -> HoleOptions:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import functools
 import inspect
 import os
@@ -149,9 +148,9 @@ class Program:
     ) -> list[State] | Iterator[State]:
         """Run one instance for each item, many at a time; states come back in order.
 
-        An item is a dict of arguments, a tuple or list of positional ones, or the single argument itself. A failed instance
-        comes back as its state with `.error()` set. With `generator_style` states are yielded as they are finished,
-        in order, and at most a window of instances is held.
+        An item is a dict of arguments, a tuple or list of positional ones, or the single argument itself. A failed
+        instance comes back as its state with `.error()` set. With `generator_style` states are yielded as they are
+        finished, in order, and at most a window of instances is held.
         """
         outcomes = self._outcomes(batch_kwargs, num_threads, run_options, lists_are_arguments=True)
         states = (state for state, _ in progressed(outcomes, _len(batch_kwargs), enabled=progress_bar))
@@ -292,8 +291,7 @@ def _driven(body: Coroutine[Any, Any, Any]) -> Any:
     """Run an `async def` body that is traced to its end; where a loop runs already, on a thread beside it."""
     if not runs_event_loop():
         return asyncio.run(body)
-    context = contextvars.copy_context()
-    return in_thread(lambda: context.run(asyncio.run, body)).result()
+    return in_thread(lambda: asyncio.run(body)).result()
 
 
 async def _start(call: Call) -> Outcome:

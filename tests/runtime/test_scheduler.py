@@ -135,12 +135,12 @@ def test_a_long_prompt_is_computed_in_chunks_and_samples_only_at_its_end() -> No
 
 
 def test_prompts_go_on_however_many_decode() -> None:
-    bench = Bench(chunk_size=8, max_running=32)
+    bench = Bench(slots=2048, chunk_size=8, max_running=32)
     for i in range(16):
         bench.add(f"d{i}", [i % 3, i // 3], max_new=50)
     while bench.scheduler.num_waiting:
         bench.step()
-    bench.step()
+    assert bench.scheduler.num_running == 16
     bench.add("late", [2] * 6)
     for _ in range(6):
         bench.step()
@@ -297,7 +297,7 @@ def test_a_step_that_retracts_admits_nobody() -> None:
         if step is None:
             break
         if bench.scheduler.counters.retractions > before:
-            assert set(bench.names(step)) <= running
+            assert set(bench.names(step)) < running
     assert 0 < bench.scheduler.counters.retractions <= 4
 
 
