@@ -1,1 +1,1 @@
-"""Figures: each a ratio to something real run side by side, with the command that repeats it. Never part of the tests."""
+"""Figures: ratios to something real, run side by side, each with its command. Never part of the tests."""

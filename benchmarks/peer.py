@@ -37,7 +37,8 @@ class TransformersPeer:
         Returns:
             Seconds, and the prompt tokens that were computed.
         """
-        cache, held, computed = self._cache_type(), [], 0
+        cache, computed = self._cache_type(), 0
+        held: list[int] = []
         start = time.perf_counter()
         with torch.inference_mode():
             for request in requests:

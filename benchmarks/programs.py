@@ -104,7 +104,8 @@ def measure(loaded: LoadedModel, scale: int, rounds: int, peer: TransformersPeer
 def _run(
     loaded: LoadedModel, work: Workload, name: str, options: dict[str, Any]
 ) -> tuple[Row, list[Request], dict[str, int], list[str]]:
-    with RecordingRuntime(loaded, measure_optimum=True, **options) as runtime:
+    runtime = RecordingRuntime(loaded, measure_optimum=True, **options)
+    with runtime:
         start = time.perf_counter()
         states = work.run(runtime)
         seconds = time.perf_counter() - start
@@ -118,9 +119,8 @@ def _run(
 
 def print_rows(rows: list[Row]) -> None:
     print(f"\n{rows[0].workload}")
-    print(
-        f"  {'system':<15} {'prompt':>7} {'computed':>8} {'hit':>6} {'optimum':>8} {'sampled':>8} {'s':>7} {'x full':>7}  output"
-    )
+    columns = f"{'prompt':>7} {'computed':>8} {'hit':>6} {'optimum':>8} {'sampled':>8} {'s':>7} {'x full':>7}"
+    print(f"  {'system':<15} {columns}  output")
     for r in rows:
         optimum = "-" if r.share_of_optimum is None else f"{r.share_of_optimum:.1%}"
         print(

@@ -17,7 +17,9 @@ from palmette.lang.record import read_record, replay
 
 app = typer.Typer(help="Structured LLM programs on a local runtime.", no_args_is_help=True, add_completion=False)
 
-ProgramArg = Annotated[str, typer.Argument(metavar="FILE:NAME", help="a program in a Python file, examples/judge.py:judge")]
+ProgramArg = Annotated[
+    str, typer.Argument(metavar="FILE:NAME", help="a program in a Python file, examples/judge.py:judge")
+]
 
 
 @app.command("replay")
@@ -27,7 +29,7 @@ def replay_command(
     model: Annotated[str, typer.Option(help="what the Runtime is built from")] = "smollm2",
 ) -> None:
     """Run a recorded program again and show the first difference, if there is one. Exit 1 if there is."""
-    from palmette.interpreter.backends.local import Runtime  # noqa: PLC0415 - brings torch along
+    from palmette.interpreter.backends.local import Runtime
 
     recorded = read_record(record)
     found = load_program(program)

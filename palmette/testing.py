@@ -234,6 +234,6 @@ def _ended(request: Request, error: PalmetteError, reason: FinishReason = Finish
 
 def tiny_runtime(**options: Any) -> Runtime:
     """A Runtime on a tiny model with random weights and a byte tokenizer; takes every option of `Runtime`."""
-    from palmette.interpreter.backends.local import Runtime  # noqa: PLC0415 - brings torch along
+    from palmette.interpreter.backends.local import Runtime
 
     return Runtime(model_path="tiny", **options)

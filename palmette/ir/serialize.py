@@ -106,7 +106,7 @@ def _graph_data(graph: Graph) -> dict[str, Any]:
 def _node_data(node: Node) -> dict[str, Any]:
     if isinstance(node, HostStep):
         raise TypeError(f"{node.name} is a Python callable [{node.source}]")
-    data: dict[str, Any] = {"kind": type(node).__name__}
+    data: dict[str, Any] = {"node": type(node).__name__}
     for field in fields(node):
         value = getattr(node, field.name)
         if field.name == "source":
@@ -174,10 +174,10 @@ class _Loader:
         return Graph(str(raw["name"]), tuple(map(str, raw["parameters"])), streams, calls, stopped)
 
     def node(self, raw: Mapping[str, Any]) -> Node:
-        kind = _KINDS.get(raw["kind"])
+        kind = _KINDS.get(raw["node"])
         if kind is None or kind is HostStep:
-            raise UsageError(f"unknown node {raw['kind']!r}")
-        values = {k: v for k, v in raw.items() if k != "kind"}
+            raise UsageError(f"unknown node {raw['node']!r}")
+        values = {k: v for k, v in raw.items() if k != "node"}
         values["source"] = _source(values.get("source"))
         if kind is Gen:
             values["options"] = HoleOptions.of(**values["options"])
@@ -193,7 +193,7 @@ class _Loader:
             values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         for name, value in values.items():
             if name in _FIELD_TYPES and not isinstance(value, _FIELD_TYPES[name]):
-                raise UsageError(f"{raw['kind']}.{name} cannot be {value!r}")
+                raise UsageError(f"{raw['node']}.{name} cannot be {value!r}")
         node: Node = kind(**values)
         return node
 

@@ -9,7 +9,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from palmette.errors import InvalidOption, UnsupportedConstraint, UnsupportedFeature
-from palmette.interpreter.backends.local import Runtime
+from palmette.interpreter.backends.local import LoadedModel, Runtime
 from palmette.interpreter.executor import Executor, Generated
 from palmette.interpreter.hole import awaited
 from palmette.interpreter.meta import meta_info, usage_info
@@ -31,7 +31,9 @@ class Engine:
     Takes every option of `Runtime`; `is_embedding=True` allows `encode`.
     """
 
-    def __init__(self, model_path: str = "smollm2", *, is_embedding: bool = False, **options: Any) -> None:
+    def __init__(
+        self, model_path: str | LoadedModel = "smollm2", *, is_embedding: bool = False, **options: Any
+    ) -> None:
         self._runtime = Runtime(model_path, **options)
         self._is_embedding = is_embedding
 
@@ -189,9 +191,9 @@ class Engine:
         try:
             while (item := await queue.get()) is not _END:
                 yield item
+            await awaited(future)
         finally:
-            future.cancel()
-        await awaited(future)
+            future.cancel()  # the reader left early
 
     def _follow(self, jobs: _Jobs, put: Any) -> Future[Any]:
         if len(jobs.ids) != 1 or (jobs.options[0].n or 1) > 1:

@@ -170,26 +170,32 @@ def assistant(expr: str | Expr | None = None) -> ExprList:
 
 
 def system_begin() -> RoleBegin:
+    """The start of a system message; `system_end()` closes it."""
     return RoleBegin("system", author_position())
 
 
 def system_end() -> RoleEnd:
+    """The end of the message that `system_begin()` opened."""
     return RoleEnd("system", author_position())
 
 
 def user_begin() -> RoleBegin:
+    """The start of a user message; `user_end()` closes it."""
     return RoleBegin("user", author_position())
 
 
 def user_end() -> RoleEnd:
+    """The end of the message that `user_begin()` opened."""
     return RoleEnd("user", author_position())
 
 
 def assistant_begin() -> RoleBegin:
+    """The start of an assistant message; `assistant_end()` closes it."""
     return RoleBegin("assistant", author_position())
 
 
 def assistant_end() -> RoleEnd:
+    """The end of the message that `assistant_begin()` opened."""
     return RoleEnd("assistant", author_position())
 
 

@@ -38,7 +38,7 @@ class PlanLimits:
 
     chunk: int = 64  # sharing is found at this grain: what siblings read twice is less than a chunk each
     block: int = 512  # keys of one segment at most; a multiple of chunk
-    max_scores: int = 1 << 24  # scores of one product at most (64 MB float32)
+    max_scores: int = 1 << 20  # scores of one product at most: 4 MB stay in the cache from one pass to the next
     max_gathered: int = 1 << 16  # keys gathered by one product at most, over all its segments
 
 

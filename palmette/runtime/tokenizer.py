@@ -71,6 +71,9 @@ class Tokenizer(ABC):
     def encode(self, text: str) -> list[int]:
         """Tokenize a user's text: nothing is added, nothing in it is special.
 
+        Bytes that no token of the vocabulary spells are dropped, as the model's own tokenizer does (SmolLM2 has none
+        for a few control characters and for planes 4 to 15 of Unicode).
+
         Raises:
             InvalidOption: a lone surrogate, which no encoding can write.
         """

@@ -45,7 +45,7 @@ def test_a_wrong_model_path_says_the_three_ways_out() -> None:
 
 def test_a_wrong_architecture_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["MambaForCausalLM"], "model_type": "mamba"}))
-    with pytest.raises(pm.UnsupportedArchitecture, match="(?i)mamba"):
+    with pytest.raises(pm.UnsupportedArchitecture, match=r"(?i)mamba"):
         pm.Runtime(model_path=str(tmp_path))
 
 
@@ -62,17 +62,17 @@ def test_a_truncated_gguf_names_the_file_and_an_offset(tmp_path: Path, share: fl
 
 
 def test_an_unknown_option_of_a_runtime_is_refused() -> None:
-    with pytest.raises(pm.InvalidOption, match="kv_tokns.*kv_tokens"):
+    with pytest.raises(pm.InvalidOption, match=r"kv_tokns.*kv_tokens"):
         pm.Runtime(model_path="tiny", kv_tokns=5)
 
 
 def test_an_unknown_option_of_a_run_is_refused(runtime: Runtime) -> None:
-    with pytest.raises(pm.InvalidOption, match="temprature.*temperature"):
+    with pytest.raises(pm.InvalidOption, match=r"temprature.*temperature"):
         simple.run(text="a", temprature=1, backend=runtime)
 
 
 def test_a_prompt_longer_than_the_context_is_refused(runtime: Runtime) -> None:
-    with pytest.raises(pm.PromptTooLong, match="hole 'x'") as caught:
+    with pytest.raises(pm.PromptTooLong, match=r"hole 'x'") as caught:
         simple.run(text="long " * 1000, backend=runtime)
     assert caught.value.prompt_len == 5000
     assert caught.value.state is not None
@@ -81,7 +81,7 @@ def test_a_prompt_longer_than_the_context_is_refused(runtime: Runtime) -> None:
 
 def test_a_hole_that_never_existed_is_named(runtime: Runtime) -> None:
     state = simple.run(text="a", backend=runtime)
-    with pytest.raises(pm.UnknownHole, match="'y'.*'x'"):
+    with pytest.raises(pm.UnknownHole, match=r"'y'.*'x'"):
         state["y"]
 
 
@@ -91,7 +91,7 @@ def test_an_exception_in_the_body_frees_what_was_in_flight(runtime: Runtime) -> 
         s += "endless" + pm.gen("x", max_tokens=1500, ignore_eos=True)
         raise ValueError("in the body")
 
-    with pytest.raises(ValueError, match="in the body") as caught:
+    with pytest.raises(ValueError, match=r"in the body") as caught:
         broken.run(backend=runtime)
     assert any("broken" in note for note in caught.value.__notes__)
 

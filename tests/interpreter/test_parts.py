@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from collections.abc import Sequence
 
@@ -98,7 +99,7 @@ def test_an_answer_without_reasoning_has_none() -> None:
 )
 def test_a_split_does_not_depend_on_the_pieces(text: str, model_type: str, cuts: list[int]) -> None:
     places = [0, *sorted(min(c, len(text)) for c in cuts), len(text)]
-    pieces = [text[a:b] for a, b in zip(places, places[1:], strict=False)]
+    pieces = [text[a:b] for a, b in itertools.pairwise(places)]
     assert split(pieces, model_type) == split([text], model_type)
 
 
@@ -107,7 +108,7 @@ def test_an_unknown_reasoning_format_is_refused() -> None:
         reasoning_format("unknown")
 
 
-# -- budget, seeds, workers ----------------------------------------------------------------------------------------------
+# -- budget, seeds, workers --------------------------------------------------------------------------------------------
 
 
 def test_a_purse_waits_for_what_others_may_give_back() -> None:

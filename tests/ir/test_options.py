@@ -11,7 +11,6 @@ from hypothesis import given
 from palmette.errors import InvalidOption
 from palmette.ir import DEFAULTS, RUN_OPTION_NAMES, HoleOptions
 from palmette.types import LogprobParams, SamplingParams
-
 from tests.ir import graphs
 
 

@@ -32,7 +32,6 @@ from palmette.ir import (
     to_text,
     verify,
 )
-
 from tests.ir.graphs import RULES, TYPES, graphs
 
 
@@ -117,7 +116,7 @@ def test_a_stop_comes_back_with_its_place() -> None:
 
 
 def broken(**changes: Any) -> str:
-    node = {"kind": "Fork", "index": 0, "size": 1, "source": None, **changes}
+    node = {"node": "Fork", "index": 0, "size": 1, "source": None, **changes}
     raw = {"name": "p", "parameters": [], "streams": [[[], [node]]], "calls": [], "stopped": None}
     return json.dumps({"palmette_ir": 1, **raw})
 
@@ -130,14 +129,14 @@ def broken(**changes: Any) -> str:
         "{}",
         '{"palmette_ir": 2}',
         '{"palmette_ir": 1}',
-        broken(kind="HostStep"),
-        broken(kind="os.system"),
+        broken(node="HostStep"),
+        broken(node="os.system"),
         broken(size="many"),
         broken(index=None),
         broken(extra=1),
         broken(source=["a.py"]),
         broken(source=5),
-        broken(kind=[]),
+        broken(node=[]),
         "[" * 100_000,
     ],
 )

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import palmette as pm
+from palmette.ir import Gen
 from palmette.runtime.byte_tokenizer import ByteTokenizer
 from palmette.testing import ScriptedBackend
 from palmette.types import GenerateRequest
@@ -65,6 +66,7 @@ def test_n_above_one_gives_a_list_and_goes_on_with_the_first(scripted: Scripted)
 
 def test_dtype_with_a_string_stop_is_no_type_error(backend: ScriptedBackend) -> None:
     expr = pm.gen("x", dtype=int, stop="\n")
+    assert isinstance(expr, Gen)
     assert expr.options.stop == ("\n",)
 
     @pm.function

@@ -99,8 +99,7 @@ def test_embeddings_need_the_callers_word() -> None:
 )
 def test_what_cannot_be_done_is_refused(engine: pm.Engine, call: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error):
-        result = engine.generate(**call)
-        list(result)
+        list(engine.generate(**call))
 
 
 def test_programs_run_on_an_engines_runtime(engine: pm.Engine) -> None:

@@ -34,6 +34,13 @@ def requests(backend: ScriptedBackend) -> list[GenerateRequest]:
     return [r for r in backend.requests if isinstance(r, GenerateRequest)]
 
 
+def release_each(backend: ScriptedBackend, count: int) -> None:
+    """Answer `count` requests, one after the other as they come."""
+    for _ in range(count):
+        backend.wait_for(1)
+        backend.release()
+
+
 # -- once --------------------------------------------------------------------------------------------------------------
 
 
@@ -199,7 +206,7 @@ def test_an_unfilled_read_on_an_event_loop_names_the_way_out(scripted: Scripted)
         s += "q" + pm.gen("x")
         with pytest.raises(pm.BlockingRead, match=r'await s\.get\("x"\)'):
             s["x"]
-        threading.Thread(target=lambda: (backend.wait_for(1), backend.release())).start()
+        threading.Thread(target=release_each, args=(backend, 1)).start()
         await s.get("x")
         return str(s["x"])  # a filled one returns
 
@@ -338,7 +345,7 @@ def test_an_observer_reads_names_that_are_not_appended_yet(scripted: Scripted) -
         return "value"
 
     state = program.run(stream=True)
-    threading.Thread(target=lambda: [(backend.wait_for(1), backend.release()) for _ in range(2)]).start()
+    threading.Thread(target=release_each, args=(backend, 2)).start()
     assert state["later"] == " ok"
     assert state.text() == "a okb ok"
     assert state.ret_value == "value"

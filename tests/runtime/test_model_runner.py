@@ -196,7 +196,7 @@ def test_embed_is_the_last_hidden_state_of_length_one() -> None:
 @pytest.mark.parametrize("option", ["num_slots", "max_running_rows", "context_len"])
 def test_a_size_that_is_not_positive_is_refused(option: str) -> None:
     with pytest.raises(InvalidOption, match=option):
-        make_runner(**{option: 0})
+        make_runner("llama", **{option: 0})
 
 
 def test_a_context_longer_than_the_models_is_refused() -> None:

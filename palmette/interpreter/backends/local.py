@@ -24,6 +24,8 @@ from palmette.runtime.stats import Stats
 from palmette.runtime.tokenizer import Tokenizer
 from palmette.types import Capabilities, Deliver, Message, ProgramEvent, Request, RolePieces, TextPiece
 
+__all__ = ["LoadedModel", "Runtime", "runtime_config"]
+
 _PARTS = {"model": ModelOptions, "cache": CacheConfig, "scheduler": SchedulerConfig}
 _FIELDS = {field.name: part for part, kind in _PARTS.items() for field in fields(kind)}
 

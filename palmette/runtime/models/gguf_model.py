@@ -55,9 +55,6 @@ class GGUFSource:
         self._file, self._config = file, config
         self._pairs_neighbours = file.metadata.get("general.architecture") == "llama"
 
-    def has(self, name: str) -> bool:
-        return _tensor_name(name) in self._file.tensors
-
     def require(self, name: str, shape: tuple[int, ...]) -> None:
         key, path = _tensor_name(name), str(self._file.path)
         tensor = self._file.tensors.get(key)

@@ -90,9 +90,6 @@ class _RandomSource:
     def __init__(self, seed: int) -> None:
         self._seed = seed
 
-    def has(self, name: str) -> bool:
-        return True
-
     def require(self, name: str, shape: tuple[int, ...]) -> None:
         pass  # whatever is asked for is there
 

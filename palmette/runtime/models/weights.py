@@ -22,8 +22,6 @@ from palmette.runtime.models.decoder import DecoderWeights, LayerWeights, Linear
 class WeightSource(Protocol):
     """Where tensors come from. Read from several threads at once."""
 
-    def has(self, name: str) -> bool: ...
-
     def require(self, name: str, shape: tuple[int, ...]) -> None:
         """Check that a tensor is there and has the shape the config implies, before memory is taken for it.
 
