@@ -7,7 +7,18 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "transformers", "tokenizers", "numpy", "pydantic", "jinja2", "typer", "rich", "safetensors", "msgspec")
+HEAVY = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "numpy",
+    "pydantic",
+    "jinja2",
+    "typer",
+    "rich",
+    "safetensors",
+    "msgspec",
+)
 
 
 def loaded_by(code: str) -> set[str]:
@@ -47,5 +58,8 @@ assert len(qa.map(["why"] * 3, backend=ScriptedBackend(lambda p: "so"))) == 3
 
 
 def test_star_import_and_dir_name_the_runtime_without_loading_it_before_use() -> None:
-    assert loaded_by("import palmette; assert 'Runtime' in palmette.__all__; assert not hasattr(palmette, 'nothing')") == set()
+    assert (
+        loaded_by("import palmette; assert 'Runtime' in palmette.__all__; assert not hasattr(palmette, 'nothing')")
+        == set()
+    )
     assert "torch" in loaded_by("from palmette import Runtime")

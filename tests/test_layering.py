@@ -116,7 +116,9 @@ def test_the_door_into_the_runtime_is_opened_only_when_it_is_used() -> None:
 def test_the_language_half_and_the_automata_never_import_torch() -> None:
     for module in MODULES:
         if module not in (DOOR, EAGER_DOOR) and any(within(module, layer) for layer in NO_TORCH):
-            found = [i.line for i in imports_of(module) if within(i.module, "torch") or within(i.module, "transformers")]
+            found = [
+                i.line for i in imports_of(module) if within(i.module, "torch") or within(i.module, "transformers")
+            ]
             assert not found, f"{module}: lines {found}"
 
 

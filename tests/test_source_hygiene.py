@@ -62,5 +62,9 @@ def test_no_file_names_an_absolute_path_of_a_developers_machine() -> None:
 
 
 def test_every_module_says_what_it_is() -> None:
-    silent = [file.name for file in FILES if (text := file.read_text(encoding="utf-8")) and not ast.get_docstring(ast.parse(text))]
+    silent = [
+        file.name
+        for file in FILES
+        if (text := file.read_text(encoding="utf-8")) and not ast.get_docstring(ast.parse(text))
+    ]
     assert not silent

@@ -6,6 +6,7 @@ The formats of the model families are data. Model names are those of SGLang's `s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from palmette.errors import InvalidOption
 
@@ -37,16 +38,21 @@ def reasoning_format(model_type: str) -> ReasoningFormat:
     return found
 
 
+class _Phase(Enum):
+    START = auto()  # will there be reasoning?
+    BEFORE_THOUGHT = auto()  # behind the opening mark: line breaks belong to it
+    THOUGHT = auto()
+    BEFORE_ANSWER = auto()  # behind the closing mark: line breaks belong to it
+    ANSWER = auto()
+
+
 class ReasoningSplitter:
     """Feeds on text as it comes and deals it out to (reasoning, answer); marks belong to neither."""
 
     def __init__(self, form: ReasoningFormat) -> None:
         self._form = form
-        self._inside = form.starts_inside
+        self._phase = _Phase.START
         self._held = ""  # could still become a mark
-        self._done = False
-        self._at_start = True
-        self._answer_started = False
 
     def feed(self, text: str) -> tuple[str, str]:
         return self._deal(self._held + text, last=False)
@@ -57,34 +63,31 @@ class ReasoningSplitter:
 
     def _deal(self, text: str, *, last: bool) -> tuple[str, str]:
         self._held = ""
-        reasoning = ""
-        while not self._done:
-            mark = self._form.end if self._inside else self._form.begin
-            if self._at_start:
-                # A model may write the opening mark although its template did; then it is dropped too.
-                text = text.lstrip()
-                if text.startswith(self._form.begin):
-                    text = text[len(self._form.begin) :].lstrip("\n")
-                    self._inside, self._at_start = True, False
-                    continue
-                if not last and self._form.begin.startswith(text):
-                    self._held = text
-                    return reasoning, ""
-                self._at_start = False
-                self._done = not self._inside  # an answer that begins without reasoning has none
-                continue
-            before, found, after = text.partition(mark)
-            if found:
-                reasoning += before
-                text, self._done = after, True
-                continue
-            keep = 0 if last else _overlap(text, mark)
-            self._held = text[len(text) - keep :] if keep else ""
-            return reasoning + text[: len(text) - keep], ""
-        if not self._answer_started:
-            text = text.lstrip("\n")  # the blank lines between the mark and the answer
-            self._answer_started = bool(text)
-        return reasoning, text
+        begin, end = self._form.begin, self._form.end
+        thought = ""
+        if self._phase is _Phase.START:
+            body = text.lstrip()
+            if body.startswith(begin):  # a model may write it although its template did
+                text, self._phase = body[len(begin) :], _Phase.BEFORE_THOUGHT
+            elif begin.startswith(body) and not last:
+                self._held = text
+                return "", ""
+            else:
+                self._phase = _Phase.BEFORE_THOUGHT if self._form.starts_inside else _Phase.ANSWER
+        if self._phase is _Phase.BEFORE_THOUGHT:
+            text = text.lstrip("\n")
+            self._phase = _Phase.THOUGHT if text else self._phase
+        if self._phase is _Phase.THOUGHT:
+            thought, found, rest = text.partition(end)
+            if not found:
+                keep = 0 if last else _overlap(text, end)
+                self._held = text[len(text) - keep :]
+                return text[: len(text) - keep], ""
+            text, self._phase = rest, _Phase.BEFORE_ANSWER
+        if self._phase is _Phase.BEFORE_ANSWER:
+            text = text.lstrip("\n")
+            self._phase = _Phase.ANSWER if text else self._phase
+        return thought, text
 
 
 def _overlap(text: str, mark: str) -> int:

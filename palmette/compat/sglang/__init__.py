@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from palmette import *  # noqa: F403
 
 __all__ = ["REGEX_BOOL", "REGEX_FLOAT", "REGEX_INT", "REGEX_STR"]
+__all__ += palmette.__all__
 
 
 def __getattr__(name: str) -> Any:

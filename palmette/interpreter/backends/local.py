@@ -5,7 +5,6 @@ Importing this module loads torch; the package does so only when a Runtime is bu
 
 from __future__ import annotations
 
-import atexit
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
@@ -65,7 +64,6 @@ class Runtime:
             digest=loaded.digest,
         )
         self._thread = EngineThread(self._engine)
-        atexit.register(self.close)
 
     # -- the Backend protocol --
 
@@ -112,7 +110,6 @@ class Runtime:
 
     def close(self) -> None:
         """Stop the engine's thread; whatever waits for it gets EngineDied. May be called twice."""
-        atexit.unregister(self.close)
         self._thread.close()
 
     shutdown = close  # SGLang's name

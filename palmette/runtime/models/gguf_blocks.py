@@ -34,14 +34,19 @@ def dequantize(kind: str, data: NDArray[np.uint8], out: Floats) -> None:
 
     Raises:
         UnsupportedFeature: a format that cannot be read.
+        ValueError: an element is NaN or infinite.
     """
     if kind not in _FORMATS:
         raise UnsupportedFeature(f"GGUF format {kind}", f"these can be read: {', '.join(_FORMATS)}")
     elements, num_bytes, fill = _FORMATS[kind]
     blocks, values = data.reshape(-1, num_bytes), out.reshape(-1, elements)
     step = max(1, _BLOCKS_AT_ONCE * 32 // elements)
-    for first in range(0, len(blocks), step):
-        fill(blocks[first : first + step], values[first : first + step])
+    with np.errstate(invalid="ignore", over="ignore"):  # nonsense is found below
+        for first in range(0, len(blocks), step):
+            part = values[first : first + step]
+            fill(blocks[first : first + step], part)
+            if not np.isfinite(part.sum()):  # one NaN or infinity survives every sum
+                raise ValueError("it holds numbers that are not finite")
 
 
 def _half(blocks: Blocks, at: int) -> Floats:

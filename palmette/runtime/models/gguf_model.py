@@ -69,7 +69,10 @@ class GGUFSource:
         if self._pairs_neighbours and name.removesuffix(".bias").endswith((".q", ".k")):
             data = data.reshape(tensor.shape[0], -1)[self._half_split_order(tensor.shape[0])].reshape(-1)
         values = out if out.dtype == torch.float32 else torch.empty(out.shape, dtype=torch.float32)
-        dequantize(tensor.kind, data, values.view(-1).numpy())
+        try:
+            dequantize(tensor.kind, data, values.view(-1).numpy())
+        except ValueError as error:
+            raise CorruptModel(str(self._file.path), f"tensor {tensor.name!r}: {error}", tensor.offset) from error
         if values is not out:
             out.copy_(values)
 
@@ -167,7 +170,10 @@ class _Metadata:
             if divisors.shape != (dim // 2,):
                 raise self.corrupt(f"rope_freqs.weight has shape {divisors.shape}", divisors.offset)
             values = np.empty(dim // 2, np.float32)
-            dequantize(divisors.kind, self.file.data(divisors), values)
+            try:
+                dequantize(divisors.kind, self.file.data(divisors), values)
+            except ValueError as error:
+                raise self.corrupt(f"rope_freqs.weight: {error}", divisors.offset) from error
             return RopeSpec(dim, theta, freq_divisors=tuple(values.tolist()))
         kind = self.value("rope.scaling.type") or "none"
         if kind == "none":

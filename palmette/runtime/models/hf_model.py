@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+import torch
 from torch import Tensor
 
 from palmette.errors import CorruptModel, ModelNotFound
@@ -70,6 +71,8 @@ class CheckpointSource:
     def read_into(self, name: str, out: Tensor) -> None:
         key = self._name(name)
         out.copy_(self._files[key].tensor(key))
+        if not out.sum(dtype=torch.float32).isfinite():  # one NaN or infinity survives every sum
+            raise CorruptModel(str(self._files[key].path), f"tensor {key!r} holds numbers that are not finite")
         if self._config.sandwich_norms and name.endswith("norm"):
             out.add_(1.0)  # Gemma stores its norm weights less 1
 

@@ -31,7 +31,11 @@ class WeightSource(Protocol):
         ...
 
     def read_into(self, name: str, out: Tensor) -> None:
-        """Fill `out`, whose shape was required, converting to its dtype."""
+        """Fill `out`, whose shape was required, converting to its dtype.
+
+        Raises:
+            CorruptModel: an element is NaN or infinite.
+        """
         ...
 
 

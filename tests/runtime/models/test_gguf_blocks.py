@@ -81,3 +81,10 @@ def test_a_format_that_cannot_be_read_is_refused(kind: str) -> None:
     out: Any = np.zeros(SIZES[kind][0], np.float32)
     with pytest.raises(UnsupportedFeature, match=kind):
         dequantize(kind, np.zeros(SIZES[kind][1], np.uint8), out)
+
+
+def test_numbers_that_are_not_finite_are_refused() -> None:
+    blocks = random_blocks("Q4_0", 100)
+    blocks[37, :2] = np.array([np.nan], "<f2").view(np.uint8)
+    with pytest.raises(ValueError, match="not finite"):
+        ours("Q4_0", blocks)

@@ -162,6 +162,15 @@ def test_nothing_is_imported_to_find_the_embedded_model(monkeypatch: pytest.Monk
         load_model("smollm2")
 
 
+def test_weights_that_are_not_finite_are_corrupt(broken: Path) -> None:
+    model = random_model(configs()["llama-tied"])
+    with torch.no_grad():
+        model.model.layers[2].mlp.up_proj.weight[3, 4] = float("inf")
+    model.save_pretrained(broken)
+    with pytest.raises(CorruptModel, match=r"layers\.2\.mlp\.up_proj.*not finite"):
+        load_model(broken)
+
+
 # -- tiny models and digests --
 
 
