@@ -147,10 +147,6 @@ class Stream:
     def join(self, branches: Iterable[Stream], mode: JoinMode, policy: JoinPolicy, source: SourcePos | None) -> None:
         """End the branches and take over what `mode` says of them."""
         branches = tuple(branches)
-        if mode not in ("gather_variable", "concate_and_append", "copy"):
-            raise InvalidOption("mode", mode, "'gather_variable' or 'concate_and_append'").at(source=source)
-        if policy not in ("all", "first_error", "collect"):
-            raise InvalidOption("on_error", policy, "'all', 'first_error' or 'collect'").at(source=source)
         for branch in branches:
             branch.end("it was joined")
         names: tuple[str, ...] = ()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, overload
+from typing import Any, get_args, overload
 
-from palmette.errors import InvalidOption
+from palmette.errors import BranchEnded, InvalidOption
 from palmette.interpreter.sink import Sink
 from palmette.ir import Expr, JoinMode, JoinPolicy, author_position
 from palmette.lang.state import State
@@ -64,10 +64,21 @@ class Branches(Sequence[State]):
                 dropped. "concate_and_append": the branches' text follows the parent's, in fork order.
             on_error: "all": wait for every branch, then raise BranchError for the first that failed. "first_error":
                 cancel the others at once. "collect": a failed branch contributes its error in the list.
+
+        Raises:
+            InvalidOption: another mode or policy.
+            BranchEnded: they were joined before.
         """
+        source = author_position()
+        if mode not in get_args(JoinMode):
+            raise InvalidOption("mode", mode, "'gather_variable' or 'concate_and_append'").at(source=source)
+        if on_error not in get_args(JoinPolicy):
+            raise InvalidOption("on_error", on_error, "'all', 'first_error' or 'collect'").at(source=source)
+        if self._joined:
+            raise BranchEnded("these branches were joined before", source=source)
         self._joined = True
         sinks = [state._sink for state in self._states]
-        self._parent._sink.join(sinks, mode, on_error, author_position())
+        self._parent._sink.join(sinks, mode, on_error, source)
 
     def cancel(self) -> None:
         """Abort every branch."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from types import MappingProxyType
 from typing import Final
 
 import tokenizers
@@ -77,17 +77,18 @@ class FastTokenizer(Tokenizer):
         if token_id in self._vocabulary.literal:
             return text.encode()
         if self._vocabulary.byte_level:
-            table = byte_of_character()
-            return b"".join(bytes([table[c]]) if c in table else c.encode() for c in text)
+            return b"".join(bytes([_LETTERS[c]]) if c in _LETTERS else c.encode() for c in text)
         byte = _BYTE_TOKEN.fullmatch(text)
         return bytes([int(byte[1], 16)]) if byte else text.replace("▁", " ").encode()
 
 
-@cache
-def byte_of_character() -> Mapping[str, int]:
+def _letters() -> Mapping[str, int]:
     """Byte-level BPE's alphabet (Radford et al. 2019, section 2.2): printable Latin-1 characters stand for themselves,
     the other bytes, in order, for the characters from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     table = {chr(b): b for b in printable}
     others = [b for b in range(256) if b not in set(printable)]
-    return table | {chr(0x100 + i): b for i, b in enumerate(others)}
+    return MappingProxyType(table | {chr(0x100 + i): b for i, b in enumerate(others)})
+
+
+_LETTERS: Final = _letters()

@@ -206,6 +206,32 @@ def test_a_joined_branch_accepts_nothing_in_a_trace_either() -> None:
         pm.function(body).trace()
 
 
+@pytest.mark.parametrize(
+    ("options", "field"), [({"mode": "both"}, "mode"), ({"on_error": "ignore"}, "on_error")], ids=["mode", "policy"]
+)
+def test_an_unknown_way_to_join_is_refused_in_runs_and_traces(options: dict[str, Any], field: str) -> None:
+    @pm.function
+    def body(s: pm.State) -> None:
+        s.fork(2).join(**options)
+
+    for act in (body.trace, lambda: body.run(backend=ScriptedBackend())):
+        with pytest.raises(pm.InvalidOption) as caught:
+            act()
+        assert caught.value.field == field
+
+
+def test_branches_are_joined_once_in_runs_and_traces() -> None:
+    @pm.function
+    def body(s: pm.State) -> None:
+        branches = s.fork(2)
+        branches.join()
+        branches.join()
+
+    for act in (body.trace, lambda: body.run(backend=ScriptedBackend())):
+        with pytest.raises(pm.BranchEnded, match="joined before"):
+            act()
+
+
 # -- checkpoints and host steps ------------------------------------------------------------------------------------
 
 

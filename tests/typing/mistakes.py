@@ -6,7 +6,7 @@ import palmette as pm
 
 
 def mistakes(s: pm.State, program: pm.Program) -> None:
-    s += 5  # type: ignore[operator]
+    s += 5  # type: ignore[arg-type]
     pm.gen("x", max_tokens="many")  # type: ignore[arg-type]
     pm.gen("x", temprature=1)  # type: ignore[call-arg]
     pm.gen("x", stop=5)  # type: ignore[arg-type]
