@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -21,6 +22,14 @@ def echo(prompt: str) -> str:
     if word.startswith("bad"):
         raise pm.RequestError(f"no reply to {word}")
     return f" <{word}>"
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Wait until the executor's loop has come as far as `condition`."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def test_gather_variable_makes_lists_and_drops_text(scripted: Scripted) -> None:
@@ -153,6 +162,7 @@ def test_a_fork_is_declared_with_its_tokens_and_ends_with_the_program(scripted: 
             branches[1] += " b" + pm.gen("x") + " more" + pm.gen("y")
 
     program.run()
+    eventually(lambda: len(backend.program_events) == 3)
     declared, ended, over = backend.program_events
     assert isinstance(declared, ForkDeclared)
     assert (backend.decode(declared.token_ids), declared.siblings) == ("root", 3)
@@ -288,7 +298,7 @@ def test_rollback_interrupts_what_is_in_flight(scripted: Scripted) -> None:
         backend.wait_for(1)
         s.rollback(place)
         s += " b" + pm.gen("y")
-        backend.wait_for(1)
+        eventually(lambda: len(backend.requests) == 2)  # before that the one held may be the first still
         backend.release()
 
     state = program.run()
