@@ -1,6 +1,4 @@
-"""Reading safetensors files: one, or several under an index. Every length is checked before it is used.
-
-    header length u64 | header JSON: {name: {dtype, shape, data_offsets: [begin, end]}, ...} | data
+"""A checkpoint's safetensors files: one, or several under an index.
 
 Knows the container only; what the names mean is `hf_model`'s business.
 """
@@ -8,34 +6,20 @@ Knows the container only; what the names mean is `hf_model`'s business.
 from __future__ import annotations
 
 import json
-import mmap
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Final
+from typing import Any
 
-import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from palmette.errors import CorruptModel, ModelNotFound
 
-_DTYPES: Final[Mapping[str, torch.dtype]] = MappingProxyType(
-    {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-)
 _INDEX = "model.safetensors.index.json"
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int  # in the file
-    end: int
-
-
 class SafetensorsFile:
-    """One memory-mapped file."""
+    """One memory-mapped file, read and checked by the safetensors library."""
 
     def __init__(self, path: Path) -> None:
         """Map the file and read its header.
@@ -45,45 +29,25 @@ class SafetensorsFile:
             OSError: it cannot be opened.
         """
         self.path = path
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            if size < 8:
-                raise CorruptModel(str(path), f"a safetensors file has at least 8 bytes, this one {size}", size)
-            # Private pages: torch wants writable memory, and nobody writes.
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        length = int.from_bytes(self._map[:8], "little")
-        if length > size - 8:
-            raise CorruptModel(str(path), f"its header claims {length} bytes, more than the file has", 0)
         try:
-            header = json.loads(self._map[8 : 8 + length])
-        except (ValueError, RecursionError) as error:
-            raise CorruptModel(str(path), f"its header is not JSON: {error}", 8) from error
-        if not isinstance(header, dict):
-            raise CorruptModel(str(path), "its header is not a JSON object", 8)
-        self._entries = {
-            name: _entry(path, name, value, 8 + length, size)
-            for name, value in header.items()
-            if name != "__metadata__"
-        }
+            self._file: Any = safe_open(path, framework="pt")
+        except SafetensorError as error:
+            raise CorruptModel(str(path), f"its header is refused: {error}", _header_place(path)) from error
 
     def names(self) -> list[str]:
-        return list(self._entries)
+        names: list[str] = list(self._file.keys())
+        return names
 
     def tensor(self, name: str) -> Tensor:
-        """A view of the file, shaped; not to be written to.
+        """A tensor as stored.
 
         Raises:
             CorruptModel: a data type that holds no floats.
         """
-        entry = self._entries[name]
-        if entry.dtype not in _DTYPES:
-            raise CorruptModel(str(self.path), f"tensor {name!r} is of type {entry.dtype}, not a float", entry.begin)
-        if entry.begin == entry.end:
-            return torch.empty(entry.shape, dtype=_DTYPES[entry.dtype])
-        raw = torch.frombuffer(self._map, dtype=torch.uint8, count=entry.end - entry.begin, offset=entry.begin)
-        if entry.begin % _DTYPES[entry.dtype].itemsize:
-            raw = raw.clone()  # a view as floats must be aligned
-        return raw.view(_DTYPES[entry.dtype]).view(entry.shape)
+        tensor: Tensor = self._file.get_tensor(name)
+        if not tensor.is_floating_point():
+            raise CorruptModel(str(self.path), f"tensor {name!r} is of type {tensor.dtype}, not a float")
+        return tensor
 
 
 def open_checkpoint(directory: Path) -> Mapping[str, SafetensorsFile]:
@@ -130,19 +94,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _entry(path: Path, name: str, value: object, data: int, size: int) -> _Entry:
-    match value:
-        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]} if all(
-            isinstance(dim, int) and dim >= 0 for dim in shape
-        ):
-            pass
-        case _:
-            raise CorruptModel(str(path), f"tensor {name!r} has a malformed header entry", 8)
-    if not 0 <= begin <= end <= size - data:
-        raise CorruptModel(str(path), f"tensor {name!r} lies at {begin}..{end} of {size - data} data bytes", data)
-    elements = 1
-    for dim in shape:
-        elements *= dim
-    if dtype in _DTYPES and elements * _DTYPES[dtype].itemsize != end - begin:
-        raise CorruptModel(str(path), f"tensor {name!r} of shape {shape} has {end - begin} bytes", data + begin)
-    return _Entry(dtype, tuple(shape), data + begin, data + end)
+def _header_place(path: Path) -> int:
+    """Where the fault lies: the length that opens the file, or the header behind it."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return 8 if 8 + length <= file.seek(0, 2) else 0
