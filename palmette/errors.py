@@ -123,12 +123,12 @@ class UnsupportedConstraint(UsageError):
 
 
 class BlockingRead(UsageError):
-    """A read that would block an event loop."""
+    """A read that would block an event loop. `instead` is what to write."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(
-            f's["{name}"] is not filled yet and this thread runs an event loop: use `await s.get("{name}")`'
-        )
+    def __init__(self, name: str, instead: str = "") -> None:
+        what = f"{name} would block" if instead else f's["{name}"] is not filled yet: reading it would block'
+        instead = instead or f'await s.get("{name}")'
+        super().__init__(f"{what} this thread, which runs an event loop: use `{instead}`")
         self.name = name
 
 

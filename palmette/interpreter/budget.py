@@ -39,9 +39,9 @@ class Purse:
         self._changed: asyncio.Event | None = None
 
     async def reserve(self, tokens: int, calls: int) -> int:
-        """Take `calls` calls and up to `tokens` tokens; waits while other holes hold all that is left.
+        """Take `calls` calls and up to `tokens` tokens; waits while other holes hold what is missing.
 
-        Returns the tokens granted, at least 1 unless 0 were asked for.
+        Returns the tokens granted, at least 1 a call unless 0 were asked for.
 
         Raises:
             BudgetExceeded: nothing is left.
@@ -52,7 +52,7 @@ class Purse:
             self._calls -= calls
         if self._tokens is None or tokens == 0:
             return tokens
-        while self._tokens == 0:
+        while self._tokens < calls:
             if self._reserved == 0:
                 raise BudgetExceeded("the run's budget of tokens is used up")
             self._changed = self._changed or asyncio.Event()

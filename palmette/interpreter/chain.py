@@ -42,6 +42,13 @@ class TokenChain:
         self._ids = self.all_ids()
         return self
 
+    def extends(self, base: TokenChain) -> bool:
+        """Whether `base` is one of this chain's segments."""
+        segment: TokenChain | None = self
+        while segment is not None and segment is not base:
+            segment = segment.parent
+        return segment is not None
+
     def ids_since(self, base: TokenChain) -> tuple[int, ...]:
         """The tokens after `base`, which must be one of this chain's segments."""
         return self.all_ids()[base.length :]

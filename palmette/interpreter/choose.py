@@ -36,6 +36,7 @@ async def choose(stream: Stream, node: Select, hole: Hole) -> None:
         unconditional=rule.needs_unconditional,
         hints=next_hints(stream),
         namespace=run.namespace,
+        timeout=run.options.timeout,
     )
     event = await run.executor.score(run.backend, request)
     scored = score_choices(node.choices, trie, paths, event.logprobs, event.unconditional)
@@ -45,7 +46,7 @@ async def choose(stream: Stream, node: Select, hole: Hole) -> None:
 
     choice, ids = decision.decision, tails[decision.index]
     stream.cursor = cursor.extend(ids, choice)
-    stream.emit(choice)
+    stream.transcript.emit(choice)
     run.count(event.usage)
     run.records.append(HoleRecord(stream.path, hole.index, node.name, 0, tuple(ids), choice, FinishReason.STOP.value))
     hole.push(choice)

@@ -35,7 +35,7 @@ async def complete(stream: Stream, node: Gen, holes: dict[str, Hole]) -> None:
     n = options.n or 1
 
     granted = await run.purse.reserve(params.max_new_tokens * n, n)
-    params = _capped(params, granted // n if granted >= n else granted)
+    params = _capped(params, granted // n)
     samples = [Generated() for _ in range(n)]
     sink = _TextSink(stream, node, hole, holes)
     try:
@@ -84,7 +84,7 @@ def with_prompt(cursor: Cursor, backend: Backend) -> Cursor:
 def next_hints(stream: Stream) -> Hints:
     """The hints of this request; a branch names its siblings once."""
     hints, stream.hints = stream.hints, Hints(program=stream.run.program_id)
-    return hints
+    return replace(hints, last_use=True) if stream.is_last_use else hints
 
 
 async def _run_samples(
@@ -144,7 +144,7 @@ class _TextSink:
         self.answer = ""
 
     def feed(self, text: str) -> None:
-        self._stream.emit(text)
+        self._stream.transcript.emit(text)
         if self._splitter is None:
             self._hole.push(text)
         else:

@@ -196,7 +196,14 @@ class Executor:
     def _main(self) -> None:
         asyncio.set_event_loop(self.loop)
         try:
-            self.loop.run_forever()
+            while True:
+                try:
+                    self.loop.run_forever()
+                    return
+                except (KeyboardInterrupt, SystemExit):
+                    # A body raised it: asyncio hands it to whoever waits for the body, and lets it through to here.
+                    # The other programs go on.
+                    continue
         finally:
             self.loop.close()
 

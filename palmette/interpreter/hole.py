@@ -9,6 +9,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -90,12 +91,21 @@ class Hole:
                 return
         notify(_END)
 
+    def unsubscribe(self, notify: Callable[[object], None]) -> None:
+        with self._lock:
+            if notify in self._subscribers:
+                self._subscribers.remove(notify)
+
     def pieces(self) -> Iterator[str]:
         """Pieces of text as they come; blocks between them. Raises the hole's error at its end."""
         queue: SimpleQueue[object] = SimpleQueue()
-        self.subscribe(queue.put)
-        while (piece := queue.get()) is not _END:
-            yield str(piece)
+        notify = queue.put
+        self.subscribe(notify)
+        try:
+            while (piece := queue.get()) is not _END:
+                yield str(piece)
+        finally:
+            self.unsubscribe(notify)
         self.future.result()
 
     async def apieces(self) -> AsyncIterator[str]:
@@ -104,17 +114,31 @@ class Hole:
         queue: asyncio.Queue[object] = asyncio.Queue()
 
         def put(piece: object) -> None:
-            loop.call_soon_threadsafe(queue.put_nowait, piece)
+            with suppress(RuntimeError):  # the reader's loop is closed: nobody reads any more
+                loop.call_soon_threadsafe(queue.put_nowait, piece)
 
         self.subscribe(put)
-        while (piece := await queue.get()) is not _END:
-            yield str(piece)
+        try:
+            while (piece := await queue.get()) is not _END:
+                yield str(piece)
+        finally:
+            self.unsubscribe(put)
         self.future.result()
 
 
 async def awaited(future: Future[T]) -> T:
     """Await a thread-safe future on this loop; cancelling the waiter leaves the future alone."""
-    return await asyncio.shield(asyncio.wrap_future(future))
+    if not future.done():
+        loop = asyncio.get_running_loop()
+        woken = asyncio.Event()
+
+        def wake(_: Future[T]) -> None:
+            with suppress(RuntimeError):  # the waiter's loop is closed
+                loop.call_soon_threadsafe(woken.set)
+
+        future.add_done_callback(wake)
+        await woken.wait()
+    return future.result()
 
 
 def filled_hole(name: str, value: Any) -> Hole:

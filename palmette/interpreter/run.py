@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from palmette.errors import BudgetExceeded, InvalidOption, PalmetteError
+from palmette.errors import BudgetExceeded, Cancelled, InvalidOption, PalmetteError
 from palmette.interpreter.budget import Budget, Purse
 from palmette.interpreter.executor import Executor
 from palmette.interpreter.hole import awaited
@@ -72,6 +72,14 @@ class ProgramRun:
     def is_over(self) -> bool:
         return self.over.done()
 
+    @property
+    def failure(self) -> Exception | None:
+        """What whoever still waits for something of this run is told; None while nothing is wrong."""
+        error = self.body_error
+        if error is None or isinstance(error, Exception):
+            return error or self.streams[()].error
+        return Cancelled(f"the program was interrupted by {error!r}")
+
     def _begin(self) -> None:
         self.executor.live.add(self)
         if self.budget.seconds is not None:
@@ -83,7 +91,7 @@ class ProgramRun:
     def cancel(self, error: PalmetteError) -> None:
         """Fail every stream and abort what is in flight."""
         for stream in list(self.streams.values()):
-            stream.abort(error)
+            stream.fail(error)
 
     async def settle(self) -> None:
         """Wait until every stream has executed all that was appended to it."""
@@ -99,12 +107,14 @@ class ProgramRun:
         if self._clock is not None:
             self._clock.cancel()
         self.executor.live.discard(self)
-        for stream in self.streams.values():
-            stream.end("its program is over")
-            stream.give_up_names()
-            stream.close()
-        self.backend.notify(ProgramEnded(self.program_id))
-        self.over.set_result(None)
+        try:
+            self.backend.notify(ProgramEnded(self.program_id))
+        finally:
+            self.over.set_result(None)
+            for stream in list(self.streams.values()):
+                stream.end("its program is over")
+                stream.give_up_names()
+                stream.transcript.close(self.failure if not stream.path else stream.error)
 
     def count(self, usage: Usage) -> None:
         self.usage = self.usage + usage

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from palmette.errors import (
@@ -33,7 +34,9 @@ from palmette.ir import (
 from palmette.types import BranchesEnded, ForkDeclared, Hints, RolePieces, Usage
 
 if TYPE_CHECKING:  # stream.py calls execute: types only
-    from palmette.interpreter.stream import Item, Stream
+    from palmette.interpreter.item import Item
+    from palmette.interpreter.run import ProgramRun
+    from palmette.interpreter.stream import Stream
 
 
 async def execute(stream: Stream, item: Item) -> None:
@@ -43,7 +46,7 @@ async def execute(stream: Stream, item: Item) -> None:
             pass
         case Text(text=text):
             stream.cursor = stream.cursor.add(text)
-            stream.emit(text)
+            stream.transcript.emit(text)
         case Gen():
             await complete(stream, item.node, item.holes)
         case Select():
@@ -55,6 +58,8 @@ async def execute(stream: Stream, item: Item) -> None:
         case ScopeBegin(name=name):
             stream.scope_starts.append((name, stream.cursor.text_len))
         case ScopeEnd(name=name):
+            if not stream.scope_starts:
+                raise ProgramError(f"variable scope {name!r} ends, but a rollback went back to before it began")
             _, start = stream.scope_starts.pop()
             text = stream.cursor.text_from(start)
             item.holes[name].push(text)
@@ -63,11 +68,10 @@ async def execute(stream: Stream, item: Item) -> None:
             _fork(stream, item)
         case Join():
             await _join(stream, item)
-        case Checkpoint(index=index):
-            stream.cursor = stream.cursor.flush(stream.run.backend)
-            stream.savepoints[index].cursor = stream.cursor
-        case Rollback(index=index):
-            _rollback(stream, index)
+        case Checkpoint():
+            _checkpoint(stream, item)
+        case Rollback():
+            _rollback(stream, item)
         case other:
             raise UnsupportedFeature(type(other).__name__, "this node cannot be run")
 
@@ -86,7 +90,7 @@ def _begin_role(stream: Stream, role: str) -> None:
             raise
         cursor, pieces = _rerendered(stream, role)
     stream.cursor = cursor.open_role(role, pieces)
-    stream.emit(pieces.begin)
+    stream.transcript.emit(pieces.begin)
 
 
 def _end_role(stream: Stream, role: str) -> None:
@@ -94,7 +98,7 @@ def _end_role(stream: Stream, role: str) -> None:
     if opened is None or opened.role != role:
         raise ProgramError(f"role {role!r} ends, but " + (f"{opened.role!r} is open" if opened else "no role is open"))
     stream.cursor = stream.cursor.close_role(opened)
-    stream.emit(opened.end)
+    stream.transcript.emit(opened.end)
 
 
 def _rerendered(stream: Stream, role: str) -> tuple[Cursor, RolePieces]:
@@ -118,7 +122,7 @@ def _fork(stream: Stream, item: Item) -> None:
     run = stream.run
     stream.cursor = base = stream.cursor.flush(run.backend)
     base.chain.share()
-    size = len(item.branches)
+    size = sum(not branch.cancelled for branch in item.branches)
     if size > 1 and base.chain.length:
         run.backend.notify(ForkDeclared(run.program_id, base.chain.all_ids(), size, run.namespace))
     hints = Hints(program=run.program_id, shared_len=base.chain.length, siblings=size if size > 1 else 0)
@@ -137,7 +141,7 @@ async def _join(stream: Stream, item: Item) -> None:
                 for branch in branches:
                     branch.abort(Cancelled("another branch of the fork failed first"))
     await asyncio.gather(*barriers)
-    _tell_unused(stream, branches)
+    tell_unused(stream.run, branches)
     errors = [(i, branch.error) for i, branch in enumerate(branches) if branch.error is not None]
     if node.policy == "first_error":
         errors = [(i, e) for i, e in errors if not isinstance(e, Cancelled)] or errors
@@ -172,7 +176,7 @@ def _concatenate(stream: Stream, branches: list[Stream]) -> None:
     """Each branch's tokens since the fork, behind the parent's, in fork order."""
     backend = stream.run.backend
     stream.cursor = stream.cursor.flush(backend)
-    for index, branch in enumerate(branches):
+    for branch in branches:
         branch.cursor = branch.cursor.flush(backend)
         base, cursor = branch.fork_base, branch.cursor
         assert base is not None, "a branch is released before it is joined"
@@ -180,36 +184,46 @@ def _concatenate(stream: Stream, branches: list[Stream]) -> None:
             error = ProgramError(
                 f"the branch ends inside another role ({cursor.role and cursor.role.role}) than it began in"
             )
-            raise BranchError(index, error)
+            raise BranchError(branch.path[-1], error)
+        if not cursor.chain.extends(base.chain):
+            error = ProgramError("the branch rendered the conversation anew: its tokens cannot follow its parent's")
+            raise BranchError(branch.path[-1], error)
         text = cursor.text_from(base.text_len)
         ids = cursor.chain.ids_since(base.chain)
+        begin = backend.begin_ids()
+        if not base.chain.length and stream.cursor.chain.length and begin and ids[: len(begin)] == begin:
+            ids = ids[len(begin) :]  # the branches began from nothing; only the first text of a stream has a beginning
         stream.cursor = stream.cursor.extend(ids, text, generated=cursor.generated - base.generated)
         if len(cursor.messages) > len(base.messages):
             stream.cursor = stream.cursor.with_messages(cursor.messages[len(base.messages) :])
-        stream.emit(text)
+        stream.transcript.emit(text)
 
 
-def _tell_unused(stream: Stream, branches: tuple[Stream, ...]) -> None:
-    """Branches that never asked for anything will not use the prefix that was kept for them."""
-    unused = [b for b in branches if b.hints.siblings and b.fork_base is not None]
-    if unused:
-        base = unused[0].fork_base
-        assert base is not None
-        run = stream.run
+def tell_unused(run: ProgramRun, branches: Iterable[Stream]) -> None:
+    """Branches of one fork that never asked for anything will not use the prefix that is kept for them."""
+    unused = [branch for branch in branches if branch.fork_base is not None and branch.hints.siblings]
+    for branch in unused:
+        branch.hints = Hints(program=run.program_id)
+    if unused and (base := unused[0].fork_base) is not None and base.chain.length:
         run.backend.notify(BranchesEnded(run.program_id, base.chain.all_ids(), len(unused), run.namespace))
 
 
 # -- checkpoints ---------------------------------------------------------------------------------------------------
 
 
-def _rollback(stream: Stream, index: int) -> None:
+def _checkpoint(stream: Stream, item: Item) -> None:
+    assert item.save is not None, "a checkpoint comes with a place to keep what it saves"
+    stream.cursor = stream.cursor.flush(stream.run.backend)
+    item.save.cursor, item.save.scope_starts = stream.cursor, tuple(stream.scope_starts)
+
+
+def _rollback(stream: Stream, item: Item) -> None:
     """Put the cursor back; an error that happened since the checkpoint is undone with the rest."""
-    save = stream.savepoints.get(index)
-    if save is None or save.cursor is None:
-        return  # the checkpoint itself was never reached: the stream failed before it, and stays failed
-    if stream.cancelled:
-        return
+    save = item.save
+    if save is None or save.cursor is None or stream.cancelled:
+        return  # it failed before the checkpoint, or was cancelled for good: it stays failed
     stream.error = None
+    stream.error_was_read = False
     stream.run.count(Usage(wasted_tokens=stream.cursor.generated - save.cursor.generated))
     stream.cursor = save.cursor
-    stream.scope_starts = [s for s in stream.scope_starts if s[1] <= save.cursor.text_len]
+    stream.scope_starts = list(save.scope_starts)

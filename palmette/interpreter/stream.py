@@ -12,7 +12,6 @@ import threading
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any
 
 from palmette.errors import (
@@ -25,10 +24,12 @@ from palmette.errors import (
     UnknownHole,
 )
 from palmette.interpreter.cursor import Cursor
-from palmette.interpreter.hole import Filled, Hole, filled_hole
+from palmette.interpreter.hole import Hole, filled_hole
+from palmette.interpreter.item import Item, SavePoint, hole_name, settle
 from palmette.interpreter.run import MAX_BRANCHES, ProgramRun
-from palmette.interpreter.steps import execute
+from palmette.interpreter.steps import execute, tell_unused
 from palmette.interpreter.support import check_supported
+from palmette.interpreter.transcript import Transcript
 from palmette.ir import (
     Checkpoint,
     Fork,
@@ -43,30 +44,9 @@ from palmette.ir import (
     SetVariable,
     SourcePos,
     StreamPath,
+    author_position,
 )
 from palmette.types import Hints
-
-
-@dataclass(slots=True)
-class Item:
-    """A node in the queue, with the holes it fills and the branches it releases or awaits."""
-
-    seq: int
-    node: Node | None  # None = a barrier: `done` tells that everything before it was executed
-    holes: dict[str, Hole] = field(default_factory=dict)
-    branches: tuple[Stream, ...] = ()
-    done: Future[None] | None = None
-    dropped: bool = False  # a rollback passed over it while it was executed
-
-
-@dataclass(slots=True)
-class SavePoint:
-    """What a rollback restores. The cursor is known once the checkpoint was executed."""
-
-    seq: int
-    index: int
-    names: dict[str, Hole]
-    cursor: Cursor | None = None
 
 
 class Stream:
@@ -77,13 +57,13 @@ class Stream:
         self.path = path
         self.cursor = Cursor()
         self.error: PalmetteError | None = None
-        self.error_was_read = False
+        self.error_was_read = False  # or is told elsewhere, as the error of whatever aborted this stream
         self.cancelled = False
+        self.text_is_dropped = False  # its join takes its names alone
+        self.transcript = Transcript()
         self.scope_starts: list[tuple[str, int]] = []  # open variable scopes and the character they begin at
         self.fork_base: Cursor | None = None  # where a branch left its parent
         self.hints = Hints(program=run.program_id)  # of the next request; a branch's first one names its siblings
-        self.savepoints: dict[int, SavePoint] = {}
-        self.transcript: Hole | None = None
 
         self._lock = threading.Lock()
         self._queue: deque[Item] = deque()
@@ -91,8 +71,9 @@ class Stream:
         self._inherited: dict[str, Hole] = dict(self._names)
         self._named: dict[str, Future[Hole]] = {}  # observers waiting for a name to be appended
         self._scopes: list[str] = []
+        self._savepoints: dict[int, SavePoint] = {}
         self._counts = {"hole": 0, "fork": 0, "checkpoint": 0, "item": 0}
-        self._children: list[Stream] = []
+        self._children: list[tuple[int, Stream]] = []  # with the seq of their fork
         self._ended: str | None = None
         self._held = bool(path)  # a branch starts when its fork was executed
         self._pumping = False
@@ -136,19 +117,23 @@ class Stream:
             raise InvalidOption("fork", size, "a number of branches >= 1").at(source=source)
         if len(self.run.streams) + size > MAX_BRANCHES:
             raise InvalidOption("fork", size, f"at most {MAX_BRANCHES} live branches in one program").at(source=source)
+        self._check_open(source)
         index = self._count("fork")
         with self._lock:
             names = dict(self._names)
         branches = [Stream(self.run, (*self.path, index, i), names) for i in range(size)]
-        self._children.extend(branches)
-        self._push(Fork(index, size, source), branches=branches)
+        item = self._push(Fork(index, size, source), branches=branches)
+        with self._lock:
+            self._children.extend((item.seq, branch) for branch in branches)
         return branches
 
     def join(self, branches: Iterable[Stream], mode: JoinMode, policy: JoinPolicy, source: SourcePos | None) -> None:
         """End the branches and take over what `mode` says of them."""
         branches = tuple(branches)
+        self._check_open(source)
         for branch in branches:
             branch.end("it was joined")
+            branch.text_is_dropped = mode != "concate_and_append"
         names: tuple[str, ...] = ()
         if mode != "concate_and_append":
             names = tuple(dict.fromkeys(name for b in branches for name in b.own_names()))
@@ -158,16 +143,17 @@ class Stream:
     def checkpoint(self, source: SourcePos | None) -> int:
         index = self._count("checkpoint")
         with self._lock:
-            names = dict(self._names)
-        save = self.savepoints[index] = SavePoint(-1, index, names)  # there before the loop gets to the node
-        save.seq = self._push(Checkpoint(index, source)).seq
+            save = SavePoint(dict(self._names))
+        save.seq = self._push(Checkpoint(index, source), save=save).seq
+        self._savepoints[index] = save
         return index
 
     def rollback(self, index: int, source: SourcePos | None) -> None:
-        """Undo what was appended since the checkpoint, also what is still being generated."""
-        save = self.savepoints.get(index)
+        """Undo what was appended since the checkpoint, also what is still being generated, here and in branches."""
+        save = self._savepoints.get(index)
         if save is None:
             raise ProgramError("no such checkpoint in this stream, or it was rolled back itself", source=source)
+        self._check_open(source)
         dropped: list[Item] = []
         with self._lock:
             while self._queue and self._queue[-1].seq > save.seq:
@@ -175,10 +161,14 @@ class Stream:
             self._names = dict(save.names)
             if self._current is not None and self._current.seq > save.seq:
                 self._current.dropped = True
-        self.savepoints = {k: v for k, v in self.savepoints.items() if v.seq <= save.seq}
+            branches = [branch for seq, branch in self._children if seq > save.seq]
+        self._savepoints = {k: v for k, v in self._savepoints.items() if v.seq <= save.seq}
+        error = Cancelled("rolled back before it was filled", source=source)
         for item in dropped:
-            self.run.executor.call(_settle, item, Cancelled("rolled back before it was filled", source=source))
-        self._push(Rollback(index, source))
+            self.run.executor.call(settle, item, error)
+        for branch in branches:
+            branch.cancel(error, "it was rolled back")
+        self._push(Rollback(index, source), save=save)
         self.run.executor.call(self._interrupt_dropped)
 
     def end(self, why: str) -> None:
@@ -223,9 +213,20 @@ class Stream:
 
     @property
     def is_idle(self) -> bool:
-        """Everything appended so far was executed."""
+        """Everything appended so far was executed; true as soon as the last hole is filled."""
         with self._lock:
-            return not self._queue and not self._pumping
+            current = self._current
+            return not self._queue and (
+                current is None or (bool(current.holes) and all(hole.is_done for hole in current.holes.values()))
+            )
+
+    @property
+    def is_last_use(self) -> bool:
+        """Nothing will extend the tokens of the hole that is being filled."""
+        if not self.text_is_dropped or self._ended is None:
+            return False
+        with self._lock:
+            return not any(isinstance(item.node, Gen | Select | Fork | Rollback) for item in self._queue)
 
     def names(self) -> list[str]:
         with self._lock:
@@ -238,11 +239,12 @@ class Stream:
         """Raises UnknownHole for a name that nothing appended so far defines."""
         hole = self._names.get(name)
         if hole is None:
-            raise self._unknown(name)
+            raise self._unknown(name, author_position())
         return hole
 
     def when_named(self, name: str) -> Future[Hole]:
-        """The hole of that name as soon as the program appends it; UnknownHole if it ends without."""
+        """The hole of that name as soon as the program appends it; if it ends without, what it failed with, or
+        UnknownHole."""
         with self._lock:
             if name in self._names:
                 found: Future[Hole] = Future()
@@ -251,7 +253,7 @@ class Stream:
             if not self.run.is_over:
                 return self._named.setdefault(name, Future())
         failed: Future[Hole] = Future()
-        failed.set_exception(self._unknown(name))
+        failed.set_exception(self.run.failure or self._unknown(name))
         return failed
 
     def give_up_names(self) -> None:
@@ -259,17 +261,33 @@ class Stream:
         with self._lock:
             waiting, self._named = self._named, {}
         for name, future in waiting.items():
-            future.set_exception(self._unknown(name))
+            future.set_exception(self.run.failure or self._unknown(name))
 
-    def cancel(self, error: PalmetteError) -> None:
-        self.end("it was cancelled")
+    def cancel(self, error: PalmetteError, why: str = "it was cancelled") -> None:
+        """Accept nothing more and abort what is unfinished, here and in every branch below."""
+        for stream in self._family():
+            stream.end(why)
         self.run.executor.call(self.abort, error)
 
-    def _unknown(self, name: str) -> UnknownHole:
+    def _unknown(self, name: str, source: SourcePos | None = None) -> UnknownHole:
         if name in self._scopes:
-            return UnknownHole(f"variable scope {name!r} is still open: its text is complete behind the `with` block")
-        known = ", ".join(repr(n) for n in self.names()) or "none"
-        return UnknownHole(f"no expression appended so far defines {name!r}; defined are: {known}")
+            what = f"variable scope {name!r} is still open: its text is complete behind the `with` block"
+        else:
+            known = ", ".join(repr(n) for n in self.names()) or "none"
+            what = f"no expression appended so far defines {name!r}; defined are: {known}"
+        return UnknownHole(what, source=source)
+
+    def _check_open(self, source: SourcePos | None) -> None:
+        if self._ended is not None:
+            raise BranchEnded(f"nothing can be appended to this stream: {self._ended}", source=source)
+
+    def _family(self) -> list[Stream]:
+        """This stream and every branch below."""
+        family = [self]
+        for stream in family:
+            with stream._lock:
+                family.extend(branch for _, branch in stream._children)
+        return family
 
     def _push(
         self,
@@ -277,11 +295,12 @@ class Stream:
         *,
         holes: dict[str, Hole] | None = None,
         branches: Iterable[Stream] = (),
+        save: SavePoint | None = None,
         done: Future[None] | None = None,
     ) -> Item:
-        if node is not None and self._ended is not None:
-            raise BranchEnded(f"nothing can be appended to this stream: {self._ended}", source=node.source)
-        item = Item(self._count("item"), node, holes or {}, tuple(branches), done)
+        if node is not None:
+            self._check_open(node.source)
+        item = Item(self._count("item"), node, holes or {}, tuple(branches), save, done)
         with self._lock:
             self._queue.append(item)
             self._names.update((name, hole) for name, hole in item.holes.items() if name)
@@ -308,53 +327,43 @@ class Stream:
         """A branch starts: its fork was executed."""
         self.cursor = self.fork_base = base
         self.hints = hints
+        self.transcript.begin(base.text_from(0))
         self._unhold()
 
     def abort(self, error: PalmetteError) -> None:
-        """Fail what is unfinished, here and in every branch below."""
-        below = [self]
-        while below:
-            stream = below.pop()
-            below.extend(stream._children)
-            stream._abort(error)
+        """Fail what is unfinished, here and in every branch below, and tell the backend who will not come."""
+        for stream in self._family():
+            stream.fail(error)
+            tell_unused(self.run, [stream])
 
-    def emit(self, text: str) -> None:
-        """Show text to whoever iterates over the whole stream."""
-        if self.transcript is not None:
-            self.transcript.push(text)
-
-    def watch(self) -> Hole:
-        """The whole text as a hole: what is there now, then what comes."""
-        if self.transcript is None:
-            self.transcript = Hole(None, None, -1)
-            self.transcript.push(self.cursor.text_from(0))
-            if self.run.is_over:
-                self.close()
-        return self.transcript
-
-    def close(self) -> None:
-        """End the transcript."""
-        if self.transcript is not None:
-            if self.error is not None:
-                self.transcript.fail(self.error)
-            else:
-                self.transcript.fill(Filled(value=None))
-
-    def forget_children(self, branches: Iterable[Stream]) -> None:
-        """Joined branches are settled; the run need not hold them."""
-        gone = set(branches)
-        self._children = [child for child in self._children if child not in gone]
-        for branch in gone:
-            self.run.streams.pop(branch.path, None)
-
-    def _abort(self, error: PalmetteError) -> None:
-        self.end("it was cancelled")
+    def fail(self, error: PalmetteError) -> None:
+        """Fail what is unfinished in this stream, and whatever is still appended to it."""
         self.cancelled = True
         if self.error is None:
-            self.error = error
+            self.error, self.error_was_read = error, True
         if self._task is not None and self._current is not None:
             self._task.cancel()
         self._unhold()
+
+    def watch(self, *, to_end: bool) -> Hole:
+        """The whole text: what is there now, then what comes until the program's end, or until everything appended so
+        far was executed."""
+        watcher = self.transcript.watch(self.cursor.text_from(0))
+        if not to_end:
+            self.barrier().add_done_callback(lambda _: self.transcript.dismiss(watcher, self.error))
+        elif self.run.is_over:
+            self.transcript.dismiss(watcher, self.run.failure)
+        return watcher
+
+    def forget_children(self, branches: Iterable[Stream]) -> None:
+        """Joined branches are settled; the run need not hold them. Branches below them that nobody joined stay."""
+        gone = set(branches)
+        with self._lock:
+            left = [(seq, branch) for seq, branch in self._children if branch not in gone]
+            joined = [(seq, branch) for seq, branch in self._children if branch in gone]
+            self._children = left + [(seq, below) for seq, branch in joined for _, below in branch._children]
+        for branch in gone:
+            self.run.streams.pop(branch.path, None)
 
     def _unhold(self) -> None:
         with self._lock:
@@ -382,19 +391,21 @@ class Stream:
                 error = self.error
             except asyncio.CancelledError:
                 asyncio.current_task().uncancel()  # type: ignore[union-attr]
-                error = self.error or Cancelled("cancelled before it was filled", hole=_name(item))
+                error = self.error or Cancelled("cancelled before it was filled", hole=hole_name(item))
                 if not item.dropped:
                     self.error = error
             except PalmetteError as caught:
-                error = caught.at(hole=_name(item), source=item.node.source if item.node else None)
+                error = caught.at(hole=hole_name(item), source=item.node.source if item.node else None)
                 self.error = None if item.dropped else error
-            except Exception as caught:  # noqa: BLE001 - every wait must end; the cause is chained
-                error = ProgramError(f"{type(caught).__name__}: {caught}", hole=_name(item))
+            except BaseException as caught:  # noqa: BLE001 - every wait must end; the cause is chained
+                error = ProgramError(f"{type(caught).__name__}: {caught}", hole=hole_name(item))
                 error.__cause__ = caught
-                self.error = error.at(source=item.node.source if item.node else None)
+                error.at(source=item.node.source if item.node else None)
+                self.error = None if item.dropped else error
+            self.transcript.settled()
             with self._lock:
                 self._current = None
-            _settle(item, error)
+            settle(item, error)
 
     def _interrupt_dropped(self) -> None:
         if self._task is not None and self._current is not None and self._current.dropped:
@@ -408,18 +419,3 @@ def runs_event_loop() -> bool:
     except RuntimeError:
         return False
     return True
-
-
-def _name(item: Item) -> str | None:
-    return next((name for name in item.holes if name), None)
-
-
-def _settle(item: Item, error: PalmetteError | None) -> None:
-    """Whatever became of an item, nobody waits for it any longer."""
-    for hole in item.holes.values():
-        hole.fail(error or ProgramError("the node was executed but did not fill its hole", hole=_name(item)))
-    if error is not None and isinstance(item.node, Fork):
-        for branch in item.branches:
-            branch.abort(error)
-    if item.done is not None and not item.done.done():
-        item.done.set_result(None)

@@ -9,11 +9,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 T = TypeVar("T")
+
+_works: ContextVar[bool] = ContextVar("palmette_works", default=False)
+
+
+def on_worker() -> bool:
+    """Whether this body runs on a pool's thread: a batch inside it must not start as many threads again."""
+    return _works.get()
 
 
 class WorkerPool:
@@ -28,6 +35,8 @@ class WorkerPool:
     def submit(self, function: Callable[[], T]) -> Future[T]:
         future: Future[T] = Future()
         context = copy_context()  # options(...) of the caller hold in the body
+        if self._size > 1:
+            context.run(_works.set, True)
 
         def work() -> None:
             if not future.set_running_or_notify_cancel():

@@ -60,6 +60,7 @@ class HoleOptions:
         if "logit_bias" in values:
             values["logit_bias"] = _bias(values["logit_bias"])
         options = cls(**values)
+        options._check_bounds()
         options.over(DEFAULTS)._check()
         return options
 
@@ -81,10 +82,16 @@ class HoleOptions:
         start = None if self.logprob_start_len in (None, -1) else self.logprob_start_len
         return LogprobParams(start_len=start, top=self.top_logprobs_num or 0)
 
+    def _check_bounds(self) -> None:
+        """Both bounds given at one place: there they cannot contradict each other."""
+        low, high = self.min_new_tokens, self.max_new_tokens
+        if isinstance(low, int) and isinstance(high, int) and low > high:
+            raise InvalidOption("min_new_tokens", low, f"at most max_new_tokens={high}")
+
     def _check(self) -> None:
         self.sampling_params()
         self.logprob_params()
-        if self.n is not None and (not isinstance(self.n, int) or not 1 <= self.n <= MAX_N):
+        if self.n is not None and (isinstance(self.n, bool) or not isinstance(self.n, int) or not 1 <= self.n <= MAX_N):
             raise InvalidOption("n", self.n, f"an integer from 1 to {MAX_N}")
         if self.seed is not None and not isinstance(self.seed, int):
             raise InvalidOption("seed", self.seed, "an integer")
@@ -101,10 +108,14 @@ RUN_OPTION_NAMES = OPTION_NAMES | _ALIASES.keys()
 
 
 def _strings(value: str | Iterable[str]) -> tuple[str, ...]:
+    if not isinstance(value, Iterable):
+        raise InvalidOption("stop", value, "a string or several")
     return (value,) if isinstance(value, str) else tuple(value)
 
 
 def _ints(value: int | Iterable[int]) -> tuple[int, ...]:
+    if not isinstance(value, int | Iterable):
+        raise InvalidOption("stop_token_ids", value, "a token id or several")
     return (value,) if isinstance(value, int) else tuple(value)
 
 

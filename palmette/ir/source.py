@@ -18,11 +18,11 @@ class SourcePos:
 
 
 def author_position() -> SourcePos | None:
-    """The innermost line on this thread's stack that is not the package's own."""
+    """The innermost line on this thread's stack that is not the package's own (nor contextlib's, for `with` blocks)."""
     frame = sys._getframe(1)
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
-        if not (module == "palmette" or module.startswith("palmette.")):
+        if module not in ("palmette", "contextlib") and not module.startswith("palmette."):
             return SourcePos(frame.f_code.co_filename, frame.f_lineno)
         frame = frame.f_back  # type: ignore[assignment]
     return None

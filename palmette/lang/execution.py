@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
@@ -72,6 +73,12 @@ class Execution:
         """`there`, with what it raised beside the state."""
         try:
             return await self.there(), None
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Something that the body awaited was cancelled, not the body.
+            return self.state, _with_cause(Cancelled("the body ended with CancelledError", state=self.state), error)
         except Exception as error:  # noqa: BLE001 - it belongs to this instance and is handed out with it
             return self.state, error
 
@@ -79,6 +86,10 @@ class Execution:
         """Start it on the executor's loop; the state returned observes, and reading it raises what went wrong."""
         self._run.executor.start(self.there())
         return State(self._stream, observes=True)
+
+    def cancel(self) -> None:
+        """Abort it from outside: whatever its body waits for raises Cancelled."""
+        self._tell(self._run.cancel, Cancelled("the batch that it belongs to was left"))
 
     def _body(self) -> Any:
         return self._call.func(self.state, *self._call.args, **self._call.kwargs)
@@ -101,10 +112,15 @@ class Execution:
             else:
                 error.add_note(f"in the body of program {self._call.name}")
                 cause = Cancelled(f"the program's body raised {error!r}")
-            run.executor.call(run.cancel, cause)
+                cause.__cause__ = error
+            self._tell(run.cancel, cause)
             raise
         finally:
-            run.executor.call(run.finish)
+            self._tell(run.finish)
+
+    def _tell(self, function: Callable[..., object], *args: Any) -> None:
+        with suppress(RuntimeError):  # the loop is closed, which ended everything
+            self._run.executor.call(function, *args)
 
     def _raise_unread(self) -> None:
         """The program's own stream must not have failed; a branch may, if the program read its error."""
@@ -113,6 +129,11 @@ class Execution:
         for stream in self._run.streams.values():
             if stream.error is not None and not stream.error_was_read:
                 raise stream.error
+
+
+def _with_cause(error: Cancelled, cause: BaseException) -> Cancelled:
+    error.__cause__ = cause
+    return error
 
 
 def wait_for(future: Future[T]) -> T:

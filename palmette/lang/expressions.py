@@ -146,7 +146,9 @@ def select(
     if len(set(choices)) < len(choices):
         twice = next(c for i, c in enumerate(choices) if c in choices[:i])
         raise InvalidOption("choices", twice, "each choice once")
-    if not 0.0 <= temperature <= 100.0:
+    if not isinstance(choices_method, ChoicesSamplingMethod):
+        raise InvalidOption("choices_method", choices_method, "a choice rule: an object with name and decide(scored)")
+    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0.0 <= temperature <= 100.0:
         raise InvalidOption("temperature", temperature, "a number from 0 to 100")
     return Select(name, tuple(choices), choices_method, temperature, author_position())
 

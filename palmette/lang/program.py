@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-import os
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence, Sized
-from concurrent.futures import Future
 from typing import Any, Literal, TypeAlias, overload
 
 from palmette.errors import BlockingRead, InvalidOption, TraceStopped
+from palmette.interpreter.hole import awaited
 from palmette.interpreter.seeds import fresh_seed, instance_seed
 from palmette.interpreter.stream import Stream, runs_event_loop
 from palmette.interpreter.tracer import Trace, TraceStream, is_tracing, traced
-from palmette.interpreter.workers import WorkerPool, in_thread
+from palmette.interpreter.workers import in_thread, on_worker
 from palmette.ir import Gen, HoleOptions, author_position
+from palmette.lang.batch import WINDOW, Bodies, async_outcomes, plain_outcomes, thread_count
 from palmette.lang.call import RunOptions, Signature
 from palmette.lang.execution import Call, Execution, Outcome, wait_for
 from palmette.lang.progress import progressed
@@ -25,9 +24,6 @@ from palmette.lang.state import State
 from palmette.types import Backend
 
 OnError: TypeAlias = Literal["raise", "return"]
-
-_WINDOW = 16_384  # async instances in flight at once
-MAX_THREADS = 256
 
 
 class Program:
@@ -81,9 +77,12 @@ class Program:
         if call.options.stream:
             return Execution(call).in_background()
         if runs_event_loop():
-            raise BlockingRead("run").at(source="use `await program.arun(...)`")
-        execution = Execution(call)
-        return wait_for(shared_executor().start(execution.there())) if self.is_async else execution.here()
+            raise BlockingRead("run", "await program.arun(...)")
+        return self._wait(call)
+
+    def run_with(self, args: Sequence[Any], kwargs: Mapping[str, Any], options: RunOptions) -> State:
+        """`run` with arguments and options told apart: a parameter may be called like an option."""
+        return self._wait(Call(self.func, self.signature.name, args, {**self.bound, **kwargs}, options))
 
     async def arun(self, *args: Any, **kwargs: Any) -> State:
         """`run` for a coroutine: an `async def` body runs on this loop, a plain one on a thread of its own."""
@@ -107,13 +106,19 @@ class Program:
     def stream(self, *args: Any, **kwargs: Any) -> Iterator[str]:
         """Run it and yield the program's text in pieces as it is written."""
         state = self.run(*args, stream=True, **kwargs)
-        yield from state.text_iter()
+        try:
+            yield from state.text_iter()
+        finally:
+            _leave(state)
 
     async def astream(self, *args: Any, **kwargs: Any) -> AsyncIterator[str]:
         """The same, for `async for`."""
         state = self.run(*args, stream=True, **kwargs)
-        async for piece in state.text_async_iter():
-            yield piece
+        try:
+            async for piece in state.text_async_iter():
+                yield piece
+        finally:
+            _leave(state)
 
     # -- many instances --------------------------------------------------------------------------------------------
 
@@ -152,7 +157,8 @@ class Program:
         instance comes back as its state with `.error()` set. With `generator_style` states are yielded as they are
         finished, in order, and at most a window of instances is held.
         """
-        outcomes = self._outcomes(batch_kwargs, num_threads, run_options, lists_are_arguments=True)
+        calls = self._calls(batch_kwargs, run_options, lists_are_arguments=True)
+        outcomes = self._outcomes(calls, num_threads, _len(batch_kwargs))
         states = (state for state, _ in progressed(outcomes, _len(batch_kwargs), enabled=progress_bar))
         return states if generator_style else list(states)
 
@@ -172,7 +178,7 @@ class Program:
         after every item has ended.
         """
         _check_on_error(on_error)
-        outcomes = self._outcomes(items, num_threads, run_options)
+        outcomes = self._outcomes(self._calls(items, run_options), num_threads, _len(items))
         return _values(list(progressed(outcomes, _len(items), enabled=progress)), on_error)
 
     async def amap(
@@ -180,20 +186,26 @@ class Program:
         items: Iterable[Any],
         *,
         on_error: OnError = "raise",
-        max_in_flight: int = _WINDOW,
+        num_threads: int | Literal["auto"] = "auto",
+        max_in_flight: int = WINDOW,
         **run_options: Any,
     ) -> list[Any]:
-        """`map` for a coroutine; `async def` bodies run on this loop."""
+        """`map` for a coroutine; `async def` bodies run on this loop, plain ones on at most `num_threads` workers."""
         _check_on_error(on_error)
+        calls = list(self._calls(items, run_options))
         gate = asyncio.Semaphore(max_in_flight)
+        bodies = None if self.is_async else Bodies(thread_count(num_threads, len(calls)))
 
         async def one(call: Call) -> Outcome:
             async with gate:
-                return await Execution(call).aoutcome()
+                return await (Execution(call).aoutcome() if bodies is None else awaited(bodies.submit(call)))
 
-        calls = list(self._calls(items, run_options))
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(call)) for call in calls]
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one(call)) for call in calls]
+        finally:
+            if bodies is not None:
+                bodies.close()
         return _values([task.result() for task in tasks], on_error)
 
     # -- without a model -------------------------------------------------------------------------------------------
@@ -215,6 +227,8 @@ class Program:
 
     def cache(self, backend: Backend | None = None) -> None:
         """Compute the program's constant beginning once, so that the first instance finds it cached."""
+        if runs_event_loop():
+            raise BlockingRead("cache", "await asyncio.to_thread(program.cache)")
         found = resolve_backend(backend)
         prefix = self.trace().constant_prefix()
         if not prefix:
@@ -238,6 +252,10 @@ class Program:
         trace = self.trace(*args, **self.signature.split(kwargs)[0])
         return State(trace.stream), trace.ret_value
 
+    def _wait(self, call: Call) -> State:
+        execution = Execution(call)
+        return wait_for(shared_executor().start(execution.there())) if self.is_async else execution.here()
+
     def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         arguments, run = self.signature.split(kwargs)
         arguments = {**self.bound, **arguments}
@@ -247,44 +265,41 @@ class Program:
     def _calls(
         self, items: Iterable[Any], run_options: Mapping[str, Any], *, lists_are_arguments: bool = False
     ) -> Iterator[Call]:
-        """One call for each item, under one set of options, each with a seed of its own."""
+        """One call for each item, under one set of options, each with a seed of its own.
+
+        Options are checked at once. Arguments that do not fit are the failure of their item.
+        """
         if is_tracing():
             raise TraceStopped(f"a batch of {self.signature.name} exists only in a run", source=author_position())
         shared = RunOptions.of(run_options)
         if shared.stream or shared.record:
             raise InvalidOption("stream" if shared.stream else "record", True, "for `run`, not for a batch")
         base = fresh_seed() if shared.seed is None else shared.seed
-        for index, item in enumerate(items):
+
+        def call(index: int, item: Any) -> Call:
             args, kwargs = _arguments(tuple(item) if lists_are_arguments and isinstance(item, list) else item)
-            arguments = {**self.bound, **kwargs}
-            self.signature.bind(args, arguments)
-            yield Call(self.func, self.signature.name, args, arguments, shared, instance_seed(base, index))
+            return Call(
+                self.func, self.signature.name, args, {**self.bound, **kwargs}, shared, instance_seed(base, index)
+            )
+
+        return (call(index, item) for index, item in enumerate(items))
 
     def _outcomes(
-        self,
-        items: Iterable[Any],
-        num_threads: int | Literal["auto"],
-        run_options: Mapping[str, Any],
-        *,
-        lists_are_arguments: bool = False,
+        self, calls: Iterator[Call], num_threads: int | Literal["auto"], size: int | None
     ) -> Iterator[Outcome]:
         """Run every call, a window of them at a time, and yield what became of each in order."""
         if runs_event_loop():
-            raise BlockingRead("run_batch").at(source="use `await program.amap(...)`")
-        calls = self._calls(items, run_options, lists_are_arguments=lists_are_arguments)
+            raise BlockingRead("a batch", "await program.amap(...)")
         if self.is_async:
-            executor = shared_executor()
-            yield from _in_window(calls, _WINDOW, lambda call: executor.start(_start(call)))
-            return
-        threads = _thread_count(num_threads, _len(items))
-        if threads == 1:
-            yield from (Execution(call).outcome() for call in calls)
-            return
-        pool = WorkerPool(threads)
-        try:
-            yield from _in_window(calls, 4 * threads, lambda call: pool.submit(lambda: Execution(call).outcome()))
-        finally:
-            pool.close()
+            return async_outcomes(calls)
+        threads = 1 if num_threads == "auto" and on_worker() else thread_count(num_threads, size)
+        return plain_outcomes(calls, threads)
+
+
+def _leave(state: State) -> None:
+    """Whoever read the program's text is gone: abort what is left of it."""
+    if not state._stream.run.is_over:
+        state.cancel()
 
 
 def _driven(body: Coroutine[Any, Any, Any]) -> Any:
@@ -292,35 +307,6 @@ def _driven(body: Coroutine[Any, Any, Any]) -> Any:
     if not runs_event_loop():
         return asyncio.run(body)
     return in_thread(lambda: asyncio.run(body)).result()
-
-
-async def _start(call: Call) -> Outcome:
-    return await Execution(call).aoutcome()
-
-
-def _in_window(calls: Iterator[Call], window: int, submit: Callable[[Call], Future[Outcome]]) -> Iterator[Outcome]:
-    """Keep at most `window` calls submitted and unread; yields in order."""
-    running: deque[Future[Outcome]] = deque()
-    try:
-        for call in calls:
-            running.append(submit(call))
-            if len(running) >= window:
-                yield running.popleft().result()
-        while running:
-            yield running.popleft().result()
-    finally:
-        for future in running:  # the reader stopped early, or was interrupted
-            future.cancel()
-
-
-def _thread_count(num_threads: int | Literal["auto"], size: int | None) -> int:
-    if num_threads == "auto":
-        wanted = min(MAX_THREADS, max(96, 16 * (os.cpu_count() or 1)))
-    elif isinstance(num_threads, bool) or not isinstance(num_threads, int) or num_threads < 1:
-        raise InvalidOption("num_threads", num_threads, "'auto' or an integer >= 1")
-    else:
-        wanted = num_threads
-    return max(1, wanted if size is None else min(wanted, size))
 
 
 def _arguments(item: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

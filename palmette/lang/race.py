@@ -11,7 +11,7 @@ from palmette.lang.state import State
 
 
 def race(states: Sequence[State]) -> State:
-    """The state that ends first, whether it succeeded or failed; the others are cancelled.
+    """The state that ends first, whether it succeeded or failed; the others and their branches are cancelled.
 
     A state ends when everything appended to it so far was executed. Blocks; in a coroutine use `arace`.
     """
@@ -35,7 +35,7 @@ async def afirst(states: Sequence[State]) -> State:
 
 def _blocking(states: Sequence[State], *, must_succeed: bool) -> State:
     if runs_event_loop():
-        raise BlockingRead("race")
+        raise BlockingRead("race", "await arace(...)")
     _check(states)
     return states[0]._stream.run.executor.start(_winner(states, must_succeed=must_succeed)).result()
 
@@ -43,25 +43,26 @@ def _blocking(states: Sequence[State], *, must_succeed: bool) -> State:
 async def _winner(states: Sequence[State], *, must_succeed: bool) -> State:
     _check(states)
     waits = {asyncio.ensure_future(state.wait()): state for state in states}
+    winner: State | None = None
     errors: list[PalmetteError] = []
     try:
         pending = set(waits)
         while pending:
             done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
             for wait in sorted(done, key=lambda w: list(waits).index(w)):
-                winner = waits[wait]
-                error = winner._stream.error
+                state = waits[wait]
+                error = state._stream.error
                 if error is None or not must_succeed:
+                    winner = state
                     return winner
-                winner._stream.error_was_read = True
+                state._stream.error_was_read = True
                 errors.append(error)
         raise errors[0]
     finally:
         for wait, state in waits.items():
             wait.cancel()
-            if not state._stream.is_idle:
+            if state is not winner:
                 state.cancel()
-                state._stream.error_was_read = True
 
 
 def _check(states: Sequence[State]) -> None:

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from palmette.errors import ReplayMismatch, UsageError
+from palmette.interpreter.budget import Budget
 from palmette.interpreter.run import ProgramRun
-from palmette.lang.session import options as sampling_options
+from palmette.ir import HoleOptions
+from palmette.lang.call import RunOptions
 
 if TYPE_CHECKING:  # a program writes its records: types only
     from palmette.lang.program import Program
@@ -35,6 +37,7 @@ def make_record(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], run: 
         "kwargs": dict(kwargs),
         "seed": run.seed,
         "options": {k: v for k, v in asdict(run.options).items() if v is not None},
+        "budget": asdict(run.budget),
         "roles": run.roles,
         "model": {"name": capabilities.model, "digest": capabilities.digest},
         "versions": {"palmette": _version("palmette"), "torch": _version("torch"), "python": platform.python_version()},
@@ -70,19 +73,14 @@ def replay(record: Mapping[str, Any], program: Program, backend: Backend | None 
     Raises:
         ReplayMismatch: the tokens differ; the message shows the first difference and what else changed.
     """
-    options = {k: v for k, v in record["options"].items() if k != "seed"}
-    names = {p.name for p in program.signature.parameters}
-    clash = {k: v for k, v in options.items() if k in names}
-
-    with sampling_options(**clash):
-        state = program.run(
-            *record["args"],
-            **record["kwargs"],
-            **{k: v for k, v in options.items() if k not in names},
-            seed=record["seed"],
-            roles=record["roles"],
-            backend=backend,
-        )
+    options = RunOptions(
+        HoleOptions.of(**record["options"]),
+        backend=backend,
+        seed=record["seed"],
+        budget=Budget(**record["budget"]),
+        roles=record["roles"],
+    )
+    state = program.run_with(record["args"], record["kwargs"], options)
     again = make_record(record["program"], record["args"], record["kwargs"], state._stream.run)
     difference = first_difference(record, again)
     if difference is not None:

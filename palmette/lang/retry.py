@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from palmette.errors import InvalidOption, RetryExhausted
+from palmette.interpreter.sink import Sink
 from palmette.ir import author_position
 from palmette.lang.state import State
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A place in a stream that `rollback` goes back to."""
+    """A place in one state that `rollback` goes back to."""
 
     index: int
+    sink: Sink = field(repr=False)  # of that state
 
 
 class Retry:

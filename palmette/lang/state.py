@@ -53,9 +53,7 @@ class State:
         if not isinstance(self._sink, Stream):
             return self._sink.read_last()
         assert hole is not None
-        if not hole.is_done and runs_event_loop():
-            raise BlockingRead(hole.name or "")
-        return self._value(hole)
+        return self._read(hole)
 
     async def agen(self, *args: Any, **kwargs: Any) -> Any:
         """Append `gen(...)` and await its value."""
@@ -123,10 +121,8 @@ class State:
             BlockingRead: it is not filled and this thread runs an event loop; use `await s.get(name)`.
             PalmetteError: what the hole failed with.
         """
-        if self._observes:
-            return self._value(self._find(name))
         try:
-            return self._sink.read(name)
+            return self._read(self._find(name)) if self._observes else self._sink.read(name)
         except PalmetteError as error:
             error.state = error.state or self
             raise
@@ -176,12 +172,13 @@ class State:
         if not isinstance(self._sink, Stream):
             return  # a trace executes nothing
         stream = self._stream
-        if self._observes and not stream.run.is_over:
-            stream.run.over.result()
-        if stream.is_idle:
+        waits = self._observes and not stream.run.is_over
+        if not waits and stream.is_idle:
             return
         if runs_event_loop():
-            raise BlockingRead("...").at(source=author_position())
+            raise BlockingRead("waiting for the state", "await s.wait()").at(source=author_position())
+        if waits:
+            stream.run.over.result()
         stream.barrier().result()
 
     async def wait(self) -> None:
@@ -222,7 +219,7 @@ class State:
 
     def stream(self, name: str) -> Iterator[str]:
         """The text of a hole in pieces as it comes; blocks between them."""
-        yield from self._find(name).pieces()
+        yield from self._pieces(self._find(name))
 
     async def astream(self, name: str) -> AsyncIterator[str]:
         """The same, for `async for`."""
@@ -230,8 +227,9 @@ class State:
             yield piece
 
     def text_iter(self, var_name: str | None = None) -> Iterator[str]:
-        """Pieces of a hole's text, or of the whole program's text as it is written."""
-        yield from (self._find(var_name) if var_name else self._watch().result()).pieces()
+        """Pieces of a hole's text, or of the whole text as it is written: everything appended so far, or all that the
+        program writes where it runs elsewhere (`run(stream=True)`)."""
+        yield from self._pieces(self._find(var_name) if var_name else self._watch().result())
 
     async def text_async_iter(self, var_name: str | None = None, return_meta_data: bool = False) -> AsyncIterator[Any]:
         """The same, for `async for`; with `return_meta_data` pairs of (piece, meta info known so far)."""
@@ -265,10 +263,16 @@ class State:
         """Remember this place, for `rollback`."""
         from palmette.lang.retry import Checkpoint
 
-        return Checkpoint(self._sink.checkpoint(author_position()))
+        return Checkpoint(self._sink.checkpoint(author_position()), self._sink)
 
     def rollback(self, checkpoint: Checkpoint) -> None:
-        """Undo everything since the checkpoint, also what is still being generated; its prefix stays cached."""
+        """Undo everything since the checkpoint, also what is still being generated; its prefix stays cached.
+
+        Raises:
+            UsageError: a checkpoint of another state.
+        """
+        if checkpoint.sink is not self._sink:
+            raise UsageError("this checkpoint was made by another state").at(source=author_position())
         self._sink.rollback(checkpoint.index, author_position())
 
     def retry(self, until: Callable[[State], Any], attempts: int = 3) -> Retry:
@@ -286,7 +290,8 @@ class State:
 
     def cancel(self) -> None:
         """Abort what is unfinished, here and in every branch below; reads of it raise Cancelled."""
-        self._stream.cancel(Cancelled("the state was cancelled", source=author_position()))
+        if isinstance(self._sink, Stream):  # a trace has nothing to abort
+            self._sink.cancel(Cancelled("the state was cancelled", source=author_position()))
 
     # -- internals -------------------------------------------------------------------------------------------------
 
@@ -297,7 +302,12 @@ class State:
         return self._sink
 
     def _find(self, name: str) -> Hole:
-        return self._stream.when_named(name).result() if self._observes else self._stream.hole(name)
+        if not self._observes:
+            return self._stream.hole(name)
+        named = self._stream.when_named(name)
+        if not named.done() and runs_event_loop():
+            raise BlockingRead(name)
+        return named.result()
 
     async def _afind(self, name: str) -> Hole:
         if self._observes:
@@ -306,6 +316,16 @@ class State:
 
     def _filled(self, name: str) -> Filled:
         return self._find(name).future.result()
+
+    def _read(self, hole: Hole) -> Any:
+        if not hole.is_done and runs_event_loop():
+            raise BlockingRead(hole.name) if hole.name else BlockingRead("s.gen", "await s.agen(...)")
+        return self._value(hole)
+
+    def _pieces(self, hole: Hole) -> Iterator[str]:
+        if not hole.is_done and runs_event_loop():
+            raise BlockingRead("streaming", "async for piece in s.text_async_iter(...)")
+        yield from hole.pieces()
 
     def _value(self, hole: Hole) -> Any:
         try:
@@ -321,9 +341,9 @@ class State:
         return self._value(hole)
 
     def _watch(self) -> Future[Hole]:
-        """The whole text as a hole, set up on the loop."""
+        """The whole text as a hole, set up on the loop: an observer's until the program ends."""
         found: Future[Hole] = Future()
-        self._stream.run.executor.call(lambda: found.set_result(self._stream.watch()))
+        self._stream.run.executor.call(lambda: found.set_result(self._stream.watch(to_end=self._observes)))
         return found
 
 

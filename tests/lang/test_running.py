@@ -365,7 +365,7 @@ def test_a_body_error_reaches_whoever_streams(backend: ScriptedBackend) -> None:
         raise LookupError("mine")
 
     state = program.run(stream=True)
-    with pytest.raises(pm.PalmetteError, match="mine"):
+    with pytest.raises(LookupError, match="mine"):
         list(state.text_iter())
     assert isinstance(state.error(), LookupError)
 
