@@ -68,7 +68,7 @@ class Stream:
         self._lock = threading.Lock()
         self._queue: deque[Item] = deque()
         self._names: dict[str, Hole] = dict(names or {})
-        self._inherited: dict[str, Hole] = dict(self._names)
+        self._inherited = frozenset(self._names)
         self._named: dict[str, Future[Hole]] = {}  # observers waiting for a name to be appended
         self._scopes: list[str] = []
         self._savepoints: dict[int, SavePoint] = {}
@@ -182,9 +182,9 @@ class Stream:
         return done
 
     def own_names(self) -> list[str]:
-        """Names that are new since the fork, or refilled."""
+        """Names that the parent did not have at the fork."""
         with self._lock:
-            return [name for name, hole in self._names.items() if self._inherited.get(name) is not hole]
+            return [name for name in self._names if name not in self._inherited]
 
     def read(self, name: str) -> Any:
         """The value of a hole; blocks until that hole is filled, and no longer.

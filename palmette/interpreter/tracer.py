@@ -138,7 +138,7 @@ class TraceStream:
         self.path = path
         self.recorder = trace
         self._values: dict[str, Any] = dict(values or {})  # what reading a name gives
-        self._inherited = dict(self._values)
+        self._inherited = frozenset(self._values)
         self._scopes: list[str] = []
         self._counts = {"fork": 0, "checkpoint": 0}
         self._saved: dict[int, dict[str, Any]] = {}
@@ -199,7 +199,7 @@ class TraceStream:
         for branch in branches:
             branch._ended = True
             if mode != "concate_and_append":
-                names += [n for n, v in branch._values.items() if branch._inherited.get(n) is not v]
+                names += [n for n in branch._values if n not in branch._inherited]
         self.append(Join(branches[0].path[-2], mode, policy, tuple(dict.fromkeys(names)), source))
 
     def checkpoint(self, source: SourcePos | None) -> int:

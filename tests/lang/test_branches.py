@@ -470,3 +470,17 @@ def test_leaving_a_cancelled_task_aborts_its_program(scripted: Scripted) -> None
             break
         threading.Event().wait(0.005)
     assert len(backend.cancelled) == 1
+
+
+def test_a_name_the_parent_has_is_not_gathered(scripted: Scripted) -> None:
+    scripted(echo)
+
+    @pm.function
+    def program(s: pm.State) -> None:
+        s += "root" + pm.gen("x")
+        with s.fork(2) as branches:
+            branches += " again" + pm.gen("x") + " new" + pm.gen("y")
+
+    state = program.run()
+    assert state["x"] == " <root>"
+    assert state["y"] == [" <new>", " <new>"]
