@@ -178,13 +178,13 @@ def test_nested_forks_name_their_streams_by_path() -> None:
     assert streams[0, 0][-1] == Join(1, "concate_and_append", "collect")
 
 
-def test_a_hole_refilled_in_a_branch_is_brought_and_one_only_inherited_is_not() -> None:
+def test_a_join_names_what_the_parent_does_not_have() -> None:
     def body(s: pm.State) -> None:
         s += pm.gen("old") + pm.gen("again")
         with s.fork(2) as branches:
-            branches[1] += pm.gen("again")
+            branches[1] += pm.gen("again") + pm.gen("new")
 
-    assert traced(body).nodes[-1] == Join(0, names=("again",))
+    assert traced(body).nodes[-1] == Join(0, names=("new",))
 
 
 def test_a_copy_brings_its_variables_one_by_one() -> None:
