@@ -1,6 +1,6 @@
 """The example programs on the embedded model: the full system, its ablations, and transformers beside it, in one run.
 
-    python -m benchmarks.programs [--scale 2] [--rounds 3] [--model smollm2] [--json out.json] [--no-peer]
+    python -m benchmarks.programs [--scale 8] [--rounds 3] [--model smollm2] [--json out.json] [--no-peer]
 
 Ablations as in the SGLang paper (arXiv 2312.07104, section 6.3). The peer is `transformers.generate` in fp32, one
 request after the other, with its own KV reuse: it keeps the cache of its last request and drops what differs. Every
@@ -139,7 +139,7 @@ def summary(rows: list[Row]) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--scale", type=int, default=2)
+    parser.add_argument("--scale", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--json", type=Path)

@@ -331,7 +331,7 @@ def test_line_6_programs_benchmark(subject: LoadedModel, full: bool, figures: Fi
     from benchmarks.peer import TransformersPeer
 
     peer = TransformersPeer(subject) if full else None
-    rows = programs_benchmark.measure(subject, scale=2 if full else 1, rounds=3 if full else 1, peer=peer)
+    rows = programs_benchmark.measure(subject, scale=8 if full else 1, rounds=3 if full else 1, peer=peer)
     systems = {row.system for row in rows}
     assert set(programs_benchmark.SYSTEMS) <= systems
     for row in rows:
