@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.fsm_vocab import smollm2_vocabulary
-from palmette.fsm.compile import Choices, Grammar, JsonSchema, Regex, Spec, compile
+from palmette.fsm.compile import compile
 from palmette.fsm.vocabulary import Vocabulary
+from palmette.specs import Choices, Grammar, JsonSchema, Regex, Spec
 
 WALKS, STEPS = 12, 60
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from benchmarks.fsm_vocab import smollm2_merges, smollm2_vocabulary
 from palmette.errors import UnsupportedConstraint
-from palmette.fsm.compile import JsonSchema, compile
-from palmette.fsm.schema import SchemaOptions
+from palmette.fsm.compile import compile
+from palmette.specs import JsonSchema, SchemaOptions
 
 TAIL = 8  # emitted tokens that are looked at again
 EVERY = 6  # schemas

@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from palmette.errors import InvalidOption, PalmetteError
+from palmette.specs import Spec
 
 MAX_STOPS = 64
 MAX_TOP_LOGPROBS = 20
@@ -55,6 +56,7 @@ class SamplingParams:
         1.0  # on prompt and generated tokens (Keskar et al. 2019, arXiv 1909.05858, section 4.1)
     )
     stop: tuple[str, ...] = ()  # never part of the text
+    stop_regex: tuple[str, ...] = ()  # what one of them matches ends the hole and is no part of the text
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, added to its logit)
@@ -162,6 +164,7 @@ class GenerateRequest:
     namespace: str = ""  # requests share cached prefixes only within one namespace
     priority: int = 0  # higher first
     timeout: float | None = None  # seconds from submission
+    constraint: Spec | None = None  # what the text must satisfy; end-of-sequence may come only where it does
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +221,8 @@ class Finish:
     usage: Usage = Usage()
     prompt_logprobs: tuple[TokenLogprob, ...] = ()  # from start_len to the end of the prompt
     error: PalmetteError | None = None  # with CANCELLED and FAILED
+    steered: bool = False  # the end of the token budget changed what was drawn, so that the constraint still holds
+    unenforced: tuple[str, ...] = ()  # what a schema with strict=False left to a check after generation
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,7 +323,7 @@ class Capabilities:
 
     tokens: bool = True  # has a tokenizer; without, a stream's state is messages
     chat: bool = True  # has a chat template
-    constraints: frozenset[str] = frozenset()  # of regex, json_schema, grammar, ...
+    constraints: frozenset[str] = frozenset()  # of regex, choices, json_schema, grammar, stop_regex
     vision: bool = False
     context_len: int = 1 << 30
     model: str = ""  # a short name

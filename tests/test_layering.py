@@ -15,14 +15,23 @@ PACKAGE = ROOT / "palmette"
 # What a layer may import of the package, besides itself. The longest prefix of a module's name is its layer.
 ALLOWED: dict[str, tuple[str, ...]] = {
     "palmette.errors": (),
-    "palmette.types": ("palmette.errors",),
+    "palmette.specs": ("palmette.errors",),
+    "palmette.types": ("palmette.specs", "palmette.errors"),
     "palmette.ir": ("palmette.types", "palmette.errors"),
-    "palmette.interpreter": ("palmette.ir", "palmette.types", "palmette.errors"),
+    "palmette.interpreter": ("palmette.ir", "palmette.types", "palmette.specs", "palmette.errors"),
     "palmette.interpreter.backends.local": ("palmette.runtime", "palmette.types", "palmette.errors"),
-    "palmette.lang": ("palmette.interpreter", "palmette.ir", "palmette.types", "palmette.errors", "palmette.fsm.parse"),
-    "palmette.fsm": ("palmette.types", "palmette.errors"),
+    "palmette.lang": (
+        "palmette.interpreter",
+        "palmette.ir",
+        "palmette.types",
+        "palmette.specs",
+        "palmette.errors",
+        "palmette.fsm.parse",
+        "palmette.fsm.language",
+    ),
+    "palmette.fsm": ("palmette.types", "palmette.specs", "palmette.errors"),
     "palmette.kernels": ("palmette.types", "palmette.errors"),
-    "palmette.runtime": ("palmette.fsm", "palmette.kernels", "palmette.types", "palmette.errors"),
+    "palmette.runtime": ("palmette.fsm", "palmette.kernels", "palmette.types", "palmette.specs", "palmette.errors"),
     "palmette.testing": ("palmette.interpreter.backends.local", "palmette.types", "palmette.errors"),
 }
 # These two stand at the top and may import anything.

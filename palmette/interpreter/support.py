@@ -14,6 +14,11 @@ def check_supported(node: Node, capabilities: Capabilities) -> None:
         if kind not in capabilities.constraints:
             model = capabilities.model or "this backend"
             raise UnsupportedConstraint("", kind, f"{model} does not enforce it").at(hole=node.name, source=node.source)
+    elif isinstance(node, Gen) and node.options.stop_regex and "stop_regex" not in capabilities.constraints:
+        model = capabilities.model or "this backend"
+        raise UnsupportedConstraint("", "stop_regex", f"{model} does not stop at patterns").at(
+            hole=node.name, source=node.source
+        )
     elif isinstance(node, Media) and not capabilities.vision:
         raise UnsupportedFeature(node.kind, "the model has no vision part").at(source=node.source)
     elif isinstance(node, Tool):

@@ -18,7 +18,7 @@ from palmette.ir.source import SourcePos
 
 StreamPath: TypeAlias = tuple[int, ...]
 CallPath: TypeAlias = tuple[int, ...]
-ConstraintKind: TypeAlias = Literal["regex", "json_schema", "grammar", "type", "dtype", "stop_regex"]
+ConstraintKind: TypeAlias = Literal["regex", "json_schema", "grammar", "type", "dtype"]
 JoinMode: TypeAlias = Literal["gather_variable", "concate_and_append", "copy"]
 JoinPolicy: TypeAlias = Literal["all", "first_error", "collect"]
 

@@ -26,6 +26,7 @@ class HoleOptions:
     n: int | None = None
     stop: tuple[str, ...] | None = None
     stop_token_ids: tuple[int, ...] | None = None
+    stop_regex: tuple[str, ...] | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
@@ -54,7 +55,9 @@ class HoleOptions:
             if name not in OPTION_NAMES:
                 raise InvalidOption(name, values[name], f"no such option; there are {', '.join(sorted(OPTION_NAMES))}")
         if "stop" in values:
-            values["stop"] = _strings(values["stop"])
+            values["stop"] = _strings("stop", values["stop"])
+        if "stop_regex" in values:
+            values["stop_regex"] = _strings("stop_regex", values["stop_regex"])
         if "stop_token_ids" in values:
             values["stop_token_ids"] = _ints(values["stop_token_ids"])
         if "logit_bias" in values:
@@ -107,9 +110,9 @@ _ALIASES = {"max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens"}
 RUN_OPTION_NAMES = OPTION_NAMES | _ALIASES.keys()
 
 
-def _strings(value: str | Iterable[str]) -> tuple[str, ...]:
+def _strings(name: str, value: str | Iterable[str]) -> tuple[str, ...]:
     if not isinstance(value, Iterable):
-        raise InvalidOption("stop", value, "a string or several")
+        raise InvalidOption(name, value, "a string or several")
     return (value,) if isinstance(value, str) else tuple(value)
 
 

@@ -80,8 +80,6 @@ def gen(
     given = [key for key, value in {**constraints, "grammar": grammar}.items() if value is not None]
     if len(given) > 1:
         raise InvalidOption(given[1], {**constraints, "grammar": grammar}[given[1]], f"not together with {given[0]}")
-    if stop_regex is not None and given:
-        raise InvalidOption("stop_regex", stop_regex, f"not together with {given[0]}")
     if lora is not None:
         raise UnsupportedFeature("lora", "adapters are not loaded by this runtime yet")
     if choices is not None:
@@ -94,6 +92,7 @@ def gen(
         n=n,
         stop=stop,
         stop_token_ids=stop_token_ids,
+        stop_regex=stop_regex,
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,
@@ -110,9 +109,7 @@ def gen(
         return_text_in_logprobs=return_text_in_logprobs,
         timeout=timeout,
     )
-    return Gen(
-        name, options, _constraint(type, dtype, regex, json_schema, grammar, stop_regex), None, author_position()
-    )
+    return Gen(name, options, _constraint(type, dtype, regex, json_schema, grammar), None, author_position())
 
 
 def gen_int(name: str | None = None, **options: Any) -> Gen | Select:
@@ -239,9 +236,7 @@ def _role(role: str, expr: str | Expr | None) -> ExprList:
     return ExprList((RoleBegin(role, source), *middle, RoleEnd(role, source)))
 
 
-def _constraint(
-    type_: Any, dtype: Any, regex: str | None, json_schema: Any, grammar: str | None, stop_regex: Any
-) -> Constraint | None:
+def _constraint(type_: Any, dtype: Any, regex: str | None, json_schema: Any, grammar: str | None) -> Constraint | None:
     if type_ is not None:
         return Constraint("type", type_)
     if dtype is not None:
@@ -252,8 +247,6 @@ def _constraint(
         return Constraint("json_schema", json_schema)
     if grammar is not None:
         return Constraint("grammar", grammar)
-    if stop_regex is not None:
-        return Constraint("stop_regex", stop_regex if isinstance(stop_regex, str) else tuple(stop_regex))
     return None
 
 

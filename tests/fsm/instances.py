@@ -15,9 +15,9 @@ from palmette.fsm.schema.enums import holds
 from palmette.fsm.schema.flat import Conjunction
 from palmette.fsm.schema.items import item_at
 from palmette.fsm.schema.objects import Shape
-from palmette.fsm.schema.options import SchemaOptions
 from palmette.fsm.schema.source import Source
 from palmette.fsm.schema.text import number_text, same_value
+from palmette.specs import SchemaOptions
 
 MAX_ORDERS = 200
 

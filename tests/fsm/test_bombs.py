@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from palmette.errors import UnsupportedConstraint
-from palmette.fsm.compile import Choices, Grammar, JsonSchema, Regex, Spec, compile
+from palmette.fsm.compile import compile
 from palmette.fsm.limits import Limits
 from palmette.fsm.vocabulary import Vocabulary
+from palmette.specs import Choices, Grammar, JsonSchema, Regex, Spec
 
 WORDS = [
     b"a",

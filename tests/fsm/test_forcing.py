@@ -8,10 +8,11 @@ import random
 import pytest
 
 from palmette.errors import RequestError
-from palmette.fsm.compile import Regex, compile
+from palmette.fsm.compile import compile
 from palmette.fsm.dfa import matches
 from palmette.fsm.matcher import Matcher
 from palmette.fsm.vocabulary import Vocabulary
+from palmette.specs import Regex
 from tests.fsm.languages import regex_automaton
 
 

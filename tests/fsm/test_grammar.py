@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from palmette.errors import UnsupportedConstraint
-from palmette.fsm.compile import Grammar, compile
+from palmette.fsm.compile import compile
 from palmette.fsm.dfa import Subset
 from palmette.fsm.grammar import parse_grammar
 from palmette.fsm.limits import Limits
 from palmette.fsm.vocabulary import Vocabulary
+from palmette.specs import Grammar
 from tests.fsm.languages import accepts, automaton
 
 ARITHMETIC = """

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from palmette.errors import UnsupportedConstraint
-from palmette.fsm.compile import JsonSchema, to_language
 from palmette.fsm.dfa import Subset, matches
+from palmette.fsm.language import to_language
 from palmette.fsm.limits import Limits
-from palmette.fsm.schema import SchemaOptions
+from palmette.specs import JsonSchema, SchemaOptions
 from tests.fsm.languages import automaton
 
 

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from palmette.errors import RequestError, UnsupportedConstraint
-from palmette.fsm.compile import Choices, Regex, compile
+from palmette.fsm.compile import compile
 from palmette.fsm.dfa import DEAD, Machine, matches
 from palmette.fsm.limits import Limits
 from palmette.fsm.slices import pack
 from palmette.fsm.table import Table
 from palmette.fsm.vocabulary import Vocabulary
 from palmette.fsm.walk import walk
+from palmette.specs import Choices, Regex
 from tests.fsm.languages import regex_automaton
 from tests.fsm.test_regex_oracle import random_pattern
 

@@ -9,7 +9,8 @@ import random
 import numpy as np
 import pytest
 
-from palmette.fsm.compile import Regex, compile
+from palmette.fsm.compile import compile
+from palmette.specs import Regex
 from tests.fsm.languages import accepts, regex_automaton
 from tests.fsm.test_matcher_oracle import EOS, wide_vocabulary
 

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 
 from palmette.errors import UnsupportedConstraint
-from palmette.fsm.compile import Constraint, JsonSchema, compile, to_language
+from palmette.fsm.compile import Constraint, compile
 from palmette.fsm.dfa import matches
+from palmette.fsm.language import to_language
 from palmette.fsm.limits import Limits
-from palmette.fsm.schema import SchemaOptions
 from palmette.fsm.vocabulary import Vocabulary
+from palmette.specs import JsonSchema, SchemaOptions
 from tests.fsm.conftest import read_jsonl
 from tests.fsm.instances import texts
 from tests.fsm.languages import automaton

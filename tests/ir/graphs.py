@@ -60,8 +60,7 @@ options = st.builds(
 constraints = st.one_of(
     st.none(),
     st.builds(Constraint, st.sampled_from(["type", "dtype"]), st.sampled_from(list(TYPES.values()))),
-    st.builds(Constraint, st.sampled_from(["regex", "grammar", "stop_regex"]), texts),
-    st.builds(Constraint, st.just("stop_regex"), st.lists(texts, max_size=2).map(tuple)),
+    st.builds(Constraint, st.sampled_from(["regex", "grammar"]), texts),
     st.builds(Constraint, st.just("json_schema"), texts | st.dictionaries(texts, json_values, max_size=2)),
 )
 reads = st.builds(Argument, st.sampled_from(PARAMETERS), source=sources)

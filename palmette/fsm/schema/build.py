@@ -20,10 +20,10 @@ from palmette.fsm.schema.enums import allows, excludes
 from palmette.fsm.schema.flat import Conjunction, Flat, Group, flatten
 from palmette.fsm.schema.numeric import number_node
 from palmette.fsm.schema.objects import object_node
-from palmette.fsm.schema.options import SchemaOptions
 from palmette.fsm.schema.source import Source
 from palmette.fsm.schema.strings import string_node
 from palmette.fsm.schema.text import Punctuation, kind_of, value_node
+from palmette.specs import SchemaOptions
 
 MAX_ALTERNATIVES = 4096  # combinations of branches of one value
 

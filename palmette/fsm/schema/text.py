@@ -12,8 +12,8 @@ from typing import Any
 from palmette.fsm.algebra import EMPTY, Chars, JsonText, Literal, Node, repeat, seq
 from palmette.fsm.charset import charset
 from palmette.fsm.numbers import plain_decimal
-from palmette.fsm.schema.options import SchemaOptions
 from palmette.fsm.trampoline import Call, run
+from palmette.specs import SchemaOptions
 
 _WHITESPACE = Chars(charset([(9, 10), (13, 13), (32, 32)]))
 _LONG_EXPONENT = 40  # decimals with more zeros than this keep their exponent
