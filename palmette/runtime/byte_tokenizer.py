@@ -44,6 +44,10 @@ class ByteTokenizer(Tokenizer):
             chat_template=ChatTemplate(chat_template, bos_token="<|bos|>", eos_token="<|eos|>"),
         )
 
+    @property
+    def is_certain(self) -> bool:
+        return not self._extra
+
     def token_bytes(self, token_id: int) -> bytes:
         return self._bytes[token_id] if 0 <= token_id < len(self._bytes) else b""
 

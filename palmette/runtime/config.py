@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from palmette.errors import InvalidOption
+from palmette.fsm.limits import Limits
 
 DType = Literal["float32", "bfloat16", "float16"]
 PolicyName = Literal["longest_prefix", "depth_first", "fcfs", "random"]
@@ -75,12 +76,27 @@ class SchedulerConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ConstraintConfig:
+    """How constrained requests are decoded. `jump_forward` changes speed, never results."""
+
+    jump_forward: bool = True  # False: forced tokens are decoded one by one, under masks that hold them alone
+    constraint_limits: Limits = field(default_factory=Limits)  # what one constraint may cost
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.jump_forward, bool):
+            raise InvalidOption("jump_forward", self.jump_forward, "True or False")
+        if not isinstance(self.constraint_limits, Limits):
+            raise InvalidOption("constraint_limits", self.constraint_limits, "a palmette.fsm.limits.Limits")
+
+
+@dataclass(frozen=True, slots=True)
 class RuntimeConfig:
     """Everything a runtime is built from."""
 
     model: ModelOptions = field(default_factory=ModelOptions)
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    constraints: ConstraintConfig = field(default_factory=ConstraintConfig)
 
     def __post_init__(self) -> None:
         if self.scheduler.chunk_size < self.cache.page_size:

@@ -19,11 +19,13 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import TypeAlias
 
-from palmette.errors import EngineDied
+from palmette.errors import Cancelled, EngineDied, InvalidOption, PalmetteError
+from palmette.fsm.compile import Constraint
+from palmette.runtime.compiling import CompileThread
 from palmette.runtime.engine import EngineCore
 from palmette.runtime.request import as_request_error, refusal
 from palmette.runtime.stats import Stats
-from palmette.types import Deliver, Event, FinishReason, ProgramEvent, Request, TokenEvent
+from palmette.types import Deliver, Event, FinishReason, GenerateRequest, ProgramEvent, Request, TokenEvent
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,13 @@ EXIT_SECONDS = 4.0  # that the interpreter's exit waits for the step that is run
 class _Submit:
     request: Request
     deliver: Deliver
+    at: float  # seconds, on the driver's clock
+
+
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    submit: _Submit
+    result: Constraint | PalmetteError
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +60,7 @@ class _Wake:
     """Look at the stop flag."""
 
 
-_Message: TypeAlias = _Submit | _Cancel | _Flush | _Wake | ProgramEvent
+_Message: TypeAlias = _Submit | _Compiled | _Cancel | _Flush | _Wake | ProgramEvent
 
 
 class EngineThread:
@@ -65,6 +74,8 @@ class EngineThread:
         self._core = core  # touched by the thread alone from here on
         self._inbox: SimpleQueue[_Message] = SimpleQueue()
         self._live: dict[str, _Submit] = {}  # by request id; the thread's
+        self._compiling: dict[str, _Submit] = {}  # whose constraint is not there yet; the thread's
+        self._compile = CompileThread(core.compiler, name=f"{name}-constraints")
         self._stopping = threading.Event()
         self._gate = threading.Lock()  # between putting a message and the death that empties the inbox
         self._death: EngineDied | None = None  # set once, under the gate
@@ -78,7 +89,7 @@ class EngineThread:
 
     def submit(self, request: Request, deliver: Deliver) -> None:
         """Queue a request. After the engine's end it is answered at once, on the caller's thread, with EngineDied."""
-        death = self._put(_Submit(request, deliver))
+        death = self._put(_Submit(request, deliver, time.monotonic()))
         if death is not None:
             deliver([refusal(request, FinishReason.FAILED, _again(death))])
 
@@ -150,8 +161,10 @@ class EngineThread:
         match message:
             case _Submit():
                 self._accept(message)
+            case _Compiled(submit, result):
+                self._accept_compiled(submit, result)
             case _Cancel(request_id):
-                self._core.cancel(request_id, time.monotonic())
+                self._cancel(request_id)
             case _Flush():
                 self._core.flush_cache()
             case _Wake():
@@ -160,13 +173,47 @@ class EngineThread:
                 self._core.notify(event)
 
     def _accept(self, submit: _Submit) -> None:
+        request = submit.request
+        if request.request_id in self._compiling:
+            self._refuse(submit, InvalidOption("request_id", request.request_id, "an id that no live request has"))
+            return
+        spec = request.constraint if isinstance(request, GenerateRequest) else None
+        if spec is None:
+            self._add(submit)
+            return
+        known = self._core.compiler.cached(spec)
+        if known is not None:
+            self._add(submit, known)
+            return
+        self._compiling[request.request_id] = submit
+        self._compile.submit(spec, lambda result: self._inbox.put(_Compiled(submit, result)))
+
+    def _accept_compiled(self, submit: _Submit, result: Constraint | PalmetteError) -> None:
+        if self._compiling.pop(submit.request.request_id, None) is not submit:
+            return  # it was cancelled meanwhile
+        if isinstance(result, PalmetteError):
+            self._refuse(submit, result)
+        else:
+            self._add(submit, result)
+
+    def _add(self, submit: _Submit, constraint: Constraint | None = None) -> None:
         try:
-            self._core.add(submit.request, time.monotonic())
+            self._core.add(submit.request, submit.at, constraint)
         except Exception as error:  # noqa: BLE001 - one request is one failure domain: it is told, nobody else
-            # Not through _live: if its id is taken, the event must not reach the request that has it.
-            self._call(submit.deliver, [refusal(submit.request, FinishReason.FAILED, as_request_error(error))])
+            self._refuse(submit, as_request_error(error))
             return
         self._live[submit.request.request_id] = submit
+
+    def _refuse(self, submit: _Submit, error: PalmetteError, reason: FinishReason = FinishReason.FAILED) -> None:
+        # Not through _live: if its id is taken, the event must not reach the request that has it.
+        self._call(submit.deliver, [refusal(submit.request, reason, error)])
+
+    def _cancel(self, request_id: str) -> None:
+        waiting = self._compiling.pop(request_id, None)
+        if waiting is not None:
+            self._refuse(waiting, Cancelled("the request was cancelled"), FinishReason.CANCELLED)
+        else:
+            self._core.cancel(request_id, time.monotonic())
 
     def _hand_out(self, events: Sequence[Event]) -> None:
         by_deliver: defaultdict[Deliver, list[Event]] = defaultdict(list)
@@ -200,6 +247,9 @@ class EngineThread:
                 message = self._inbox.get_nowait()
                 if isinstance(message, _Submit):
                     self._live.setdefault(message.request.request_id, message)
+        for submit in self._compiling.values():
+            self._live.setdefault(submit.request.request_id, submit)
+        self._compile.close()
         events = [refusal(submit.request, FinishReason.FAILED, _again(death)) for submit in self._live.values()]
         self._hand_out(events)
 

@@ -8,12 +8,13 @@ Used by one thread at a time. Knows no clock: time comes in as a number of secon
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from palmette.errors import InvalidOption, PalmetteError
+from palmette.errors import InvalidOption, PalmetteError, RequestError
+from palmette.fsm.compile import Constraint
 from palmette.runtime.admission import Limits
+from palmette.runtime.compiling import Compiler
 from palmette.runtime.config import RuntimeConfig, resolve
 from palmette.runtime.evaluate import evaluate
+from palmette.runtime.guide import Guide
 from palmette.runtime.memory import KVMemory
 from palmette.runtime.model_runner import ModelRunner
 from palmette.runtime.models.loaded import LoadedModel
@@ -23,6 +24,7 @@ from palmette.runtime.request import AnyJob, EmbedJob, GenerateJob, ScoreJob, re
 from palmette.runtime.scheduler import Scheduler
 from palmette.runtime.stats import Stats
 from palmette.runtime.step import ScheduledStep, StepResults
+from palmette.runtime.tokenizer import Tokenizer
 from palmette.types import Event, FinishReason, GenerateRequest, ProgramEvent, Request, ScoreRequest
 
 
@@ -36,16 +38,15 @@ class EngineCore:
         limits: Limits,
         *,
         config: RuntimeConfig,
-        eos_ids: frozenset[int],
-        token_bytes: Callable[[int], bytes],
+        tokenizer: Tokenizer,
     ) -> None:
         """See `build_engine`, which makes the parts fit."""
         self.config = config
         self.scheduler = scheduler
         self._runner = runner
         self._limits = limits
-        self._eos_ids = eos_ids
-        self._token_bytes = token_bytes
+        self.compiler = Compiler(tokenizer, config.constraints.constraint_limits)
+        self._tokenizer = tokenizer
         self._events: list[Event] = []  # that the next step hands out
         self._num_requests = 0
 
@@ -54,8 +55,11 @@ class EngineCore:
         """Would a step do or say anything?"""
         return bool(self._events or self.scheduler.num_waiting or self.scheduler.num_running)
 
-    def add(self, request: Request, now: float) -> None:
+    def add(self, request: Request, now: float, constraint: Constraint | None = None) -> None:
         """Queue a request; O(its length). One that can never run is answered by the next step.
+
+        Args:
+            constraint: the request's own, compiled by `compiler`; compiled here where it is missing.
 
         Raises:
             InvalidOption: a live request has this id.
@@ -64,11 +68,14 @@ class EngineCore:
             raise InvalidOption("request_id", request.request_id, "an id that no live request has")
         try:
             self._limits.check(request)
+            guide = self._guide(request, constraint)
         except PalmetteError as error:
             self._events.append(refusal(request, FinishReason.FAILED, error))
             return
         self._num_requests += 1
-        self.scheduler.add(self._job(request, self._num_requests, now))
+        event = self.scheduler.add(self._job(request, guide, self._num_requests, now), now)
+        if event is not None:
+            self._events.append(event)
 
     def cancel(self, request_id: str, now: float) -> None:
         """End a request; the next step hands out its event. Its slots are free at once. An ended one is left alone."""
@@ -122,6 +129,7 @@ class EngineCore:
             recomputed_tokens=counters.recomputed_tokens,
             scored_tokens=counters.scored_tokens,
             sampled_tokens=counters.sampled_tokens,
+            forced_tokens=counters.forced_tokens,
             steps=counters.steps,
             retractions=counters.retractions,
             finished=counters.finished,
@@ -141,15 +149,42 @@ class EngineCore:
         embeddings = [self._runner.embed(e.job.request.token_ids, e.slots, e.row) for e in step.embeds]
         return evaluate(step, logits, embeddings)
 
-    def _job(self, request: Request, number: int, now: float) -> AnyJob:
+    def _guide(self, request: Request, constraint: Constraint | None) -> Guide | None:
+        """
+        Raises:
+            UnsupportedConstraint: the constraint cannot be enforced.
+            RequestError: no text that satisfies it fits into the request's tokens.
+        """
+        if not isinstance(request, GenerateRequest) or request.constraint is None or not request.params.max_new_tokens:
+            return None
+        constraint = constraint or self.compiler.compile(request.constraint)
+        tokenizer = self._tokenizer
+        guide = Guide(
+            constraint.matcher(),
+            token_bytes=tokenizer.token_bytes,
+            eos_ids=tokenizer.eos_ids,
+            encode=tokenizer.encode_certain if tokenizer.is_certain else None,
+            jumps=self.config.constraints.jump_forward,
+            unenforced=constraint.unenforced,
+        )
+        needed, left = guide.min_tokens(), self._limits.max_new_tokens(request)
+        if needed > left:
+            raise RequestError(
+                f"the shortest text that satisfies the constraint may need {needed} tokens, and {left} are allowed: "
+                "raise max_new_tokens"
+            )
+        return guide
+
+    def _job(self, request: Request, guide: Guide | None, number: int, now: float) -> AnyJob:
         if isinstance(request, GenerateRequest):
             output = Output(
                 request.params,
                 max_new_tokens=self._limits.max_new_tokens(request),
-                eos_ids=self._eos_ids,
-                token_bytes=self._token_bytes,
+                eos_ids=self._tokenizer.eos_ids,
+                token_bytes=self._tokenizer.token_bytes,
+                must_end=guide is not None,
             )
-            return GenerateJob(request, output, number=number, now=now)
+            return GenerateJob(request, output, guide, number=number, now=now)
         if isinstance(request, ScoreRequest):
             return ScoreJob(request, number=number, now=now)
         return EmbedJob(request, number=number, now=now)
@@ -176,12 +211,10 @@ def build_engine(loaded: LoadedModel, config: RuntimeConfig | None = None) -> En
     )
     memory = KVMemory(cache.kv_tokens, cache.page_size, shares=cache.enabled, listens=cache.hints)
     scheduler = Scheduler(memory, config.scheduler, optimum=ReuseOptimum() if cache.measure_optimum else None)
-    tokenizer = loaded.tokenizer
     return EngineCore(
         runner,
         scheduler,
         Limits(loaded.config.vocab_size, context_len, cache.kv_tokens, cache.page_size),
         config=config,
-        eos_ids=tokenizer.eos_ids,
-        token_bytes=tokenizer.token_bytes,
+        tokenizer=loaded.tokenizer,
     )

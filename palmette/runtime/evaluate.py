@@ -11,8 +11,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from palmette.errors import PalmetteError
 from palmette.runtime.logprobs import pick_logprobs, token_logprobs
-from palmette.runtime.request import GenerateJob, ScoreJob
+from palmette.runtime.request import GenerateJob, ScoreJob, as_request_error
 from palmette.runtime.sampler import Draw, finite_rows, sample
 from palmette.runtime.step import Part, Sampled, ScheduledStep, StepResults
 from palmette.types import TokenLogprob
@@ -33,6 +34,7 @@ def evaluate(step: ScheduledStep, logits: Tensor | None, embeddings: Sequence[Te
     finite = finite_rows(logits)
     bad = frozenset(i for i, part in enumerate(step.parts) if not all(finite[begins[i] : begins[i] + part.num_logits]))
     prompt_logprobs: dict[int, tuple[TokenLogprob, ...]] = {}
+    forced_logprobs: dict[int, tuple[TokenLogprob, ...]] = {}
     trie_logprobs: dict[int, tuple[float, ...]] = {}
     drawn: list[int] = []
     for i, part in enumerate(step.parts):
@@ -45,25 +47,41 @@ def evaluate(step: ScheduledStep, logits: Tensor | None, embeddings: Sequence[Te
             continue
         assert isinstance(job, GenerateJob), "an embedding has no row"
         if job.first_missing is not None:
-            prompt_logprobs[i] = _prompt_logprobs(job, part, rows)
+            prompt_logprobs[i] = _known_logprobs(job, part, rows, job.prompt_len)
+        if job.first_withheld is not None:
+            forced = _known_logprobs(job, part, rows, len(job.tokens), start=job.first_withheld)
+            forced_logprobs[i] = tuple(replace(row, forced=True) for row in forced)
         if part.wants_token and job.wants_token:
             drawn.append(i)
-    sampled = _sample(step.parts, drawn, logits, [begins[i] + step.parts[i].num_logits - 1 for i in drawn])
-    return StepResults(bad, bad_embeds, sampled, prompt_logprobs, trie_logprobs, pooled)
+    at = [begins[i] + step.parts[i].num_logits - 1 for i in drawn]
+    sampled, errors = _sample(step.parts, drawn, logits, at)
+    return StepResults(bad, bad_embeds, sampled, errors, prompt_logprobs, forced_logprobs, trie_logprobs, pooled)
 
 
 def draw_of(job: GenerateJob) -> Draw:
-    """What the job's next draw needs."""
+    """What the job's next draw needs.
+
+    Raises:
+        PalmetteError: its constraint cannot go on.
+    """
+    return _draw(job)[0]
+
+
+def _draw(job: GenerateJob) -> tuple[Draw, Draw | None]:
+    """The job's next draw, and the same with a larger token budget where that allows more."""
     request = job.request
     needs_prompt = request.params.repetition_penalty != 1.0
-    return Draw(
+    mask = None if job.guide is None else job.guide.mask(job.num_left, job.output.banned)
+    draw = Draw(
         params=request.params,
         seed=request.seed,
         index=len(job.output.token_ids),
         counts=job.output.counts,
         prompt_ids=request.token_ids if needs_prompt else (),
-        banned=job.output.banned,
+        banned=job.output.banned if mask is None else (),
+        mask=None if mask is None else mask.words,
     )
+    return draw, None if mask is None or mask.unsteered is None else replace(draw, mask=mask.unsteered)
 
 
 def _begins(parts: Sequence[Part]) -> list[int]:
@@ -74,28 +92,67 @@ def _begins(parts: Sequence[Part]) -> list[int]:
     return begins
 
 
-def _sample(parts: Sequence[Part], drawn: Sequence[int], logits: Tensor, rows: Sequence[int]) -> dict[int, Sampled]:
-    if not drawn:
-        return {}
-    jobs = [job for i in drawn if isinstance(job := parts[i].job, GenerateJob)]
+def _sample(
+    parts: Sequence[Part], drawn: Sequence[int], logits: Tensor, rows: Sequence[int]
+) -> tuple[dict[int, Sampled], dict[int, PalmetteError]]:
+    """Draw a token for each of the parts `drawn`, whose logits are `rows`; or say why one cannot have any."""
+    jobs: list[GenerateJob] = []
+    draws: list[Draw] = []
+    kept: list[int] = []
+    unsteered: dict[int, Draw] = {}  # by place among the drawn
+    errors: dict[int, PalmetteError] = {}
+    for place, i in enumerate(drawn):
+        job = parts[i].job
+        assert isinstance(job, GenerateJob), "only a generate request draws"
+        try:
+            draw, other = _draw(job)
+        except Exception as error:  # noqa: BLE001 - one request is one failure domain
+            errors[i] = as_request_error(error)
+            continue
+        if other is not None:
+            unsteered[len(draws)] = other
+        jobs.append(job)
+        draws.append(draw)
+        kept.append(place)
+    if not draws:
+        return {}, errors
+    rows, drawn = [rows[place] for place in kept], [drawn[place] for place in kept]
     some = logits if len(rows) == len(logits) else logits[rows]
-    tokens = sample(some, [draw_of(job) for job in jobs])
-    sampled = {i: Sampled(token) for i, token in zip(drawn, tokens, strict=True)}
-    asked = [place for place, job in enumerate(jobs) if job.request.logprobs is not None]
-    if asked:
-        tops = [wanted.top for job in jobs if (wanted := job.request.logprobs) is not None]
-        found = token_logprobs(some[asked], [tokens[place] for place in asked], max(tops))
-        for place, top, row in zip(asked, tops, found, strict=True):
-            sampled[drawn[place]] = Sampled(tokens[place], replace(row, top=row.top[:top]))
-    return sampled
+    tokens = sample(some, draws)
+    logprobs = _logprobs(jobs, some, tokens)
+    places = list(unsteered)
+    free = sample(some[places], list(unsteered.values())) if places else []
+    steered = {place for place, token in zip(places, free, strict=True) if token != tokens[place]}
+    sampled = {i: Sampled(tokens[place], logprobs.get(place), place in steered) for place, i in enumerate(drawn)}
+    return sampled, errors
 
 
-def _prompt_logprobs(job: GenerateJob, part: Part, rows: Tensor) -> tuple[TokenLogprob, ...]:
-    """Of the prompt tokens that the row's logits predict."""
+def _logprobs(jobs: Sequence[GenerateJob], rows: Tensor, tokens: Sequence[int]) -> dict[int, TokenLogprob]:
+    """By place, of the tokens drawn for the jobs that asked."""
+    asked = {place: wanted.top for place, job in enumerate(jobs) if (wanted := job.request.logprobs) is not None}
+    if not asked:
+        return {}
+    found = token_logprobs(rows[list(asked)], [tokens[place] for place in asked], max(asked.values()))
+    return {
+        place: replace(row, top=row.top[:top], forced=_is_forced(jobs[place], row.token_id))
+        for (place, top), row in zip(asked.items(), found, strict=True)
+    }
+
+
+def _is_forced(job: GenerateJob, token: int) -> bool:
+    return job.guide is not None and job.guide.next_forced(job.num_left) == token
+
+
+def _known_logprobs(
+    job: GenerateJob, part: Part, rows: Tensor, end: int, *, start: int = 0
+) -> tuple[TokenLogprob, ...]:
+    """Of the known tokens from `start` to `end` that the row's logits predict."""
     assert job.request.logprobs is not None, "nobody asked for logprobs"
     first = part.end - part.num_logits + 1  # position that the first of `rows` predicts
-    targets = job.tokens[first : min(part.end + 1, job.prompt_len)].tolist()
-    return tuple(token_logprobs(rows[: len(targets)], targets, job.request.logprobs.top)) if targets else ()
+    skipped = max(0, start - first)
+    targets = job.tokens[first + skipped : min(part.end + 1, end)].tolist()
+    rows = rows[skipped : skipped + len(targets)]
+    return tuple(token_logprobs(rows, targets, job.request.logprobs.top)) if targets else ()
 
 
 def _score(job: ScoreJob, part: Part, rows: Tensor) -> tuple[float, ...]:

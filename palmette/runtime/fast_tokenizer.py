@@ -55,8 +55,27 @@ class FastTokenizer(Tokenizer):
         )
         backend.encode_special_tokens = True  # "<|im_end|>" in a user's text is ordinary text
         self._backend = backend
+        model = backend.model
+        self._is_certain = isinstance(model, tokenizers.models.BPE) and not model.ignore_merges
         self._vocabulary = vocabulary
         self._bytes: list[bytes | None] = [None] * self.vocab_size  # filled as asked for
+
+    @property
+    def is_certain(self) -> bool:
+        """Byte-pair encoding that always merges: Unigram and `ignore_merges` choose a word's tokens as a whole."""
+        return self._is_certain
+
+    def encode_certain(self, data: bytes) -> list[int] | None:
+        # A normalizer may compose what comes with what is there: only text that it leaves alone is foretold.
+        normalizer = self._backend.normalizer
+        if self._vocabulary.byte_level and normalizer is not None:
+            try:
+                text = data.decode()
+            except UnicodeDecodeError:
+                return None
+            if normalizer.normalize_str(text) != text:
+                return None
+        return super().encode_certain(data)
 
     def token_bytes(self, token_id: int) -> bytes:
         if not 0 <= token_id < self.vocab_size:

@@ -39,16 +39,21 @@ class Output:
         max_new_tokens: int,
         eos_ids: frozenset[int],
         token_bytes: Callable[[int], bytes],
+        must_end: bool = False,
     ) -> None:
         """
         Args:
             max_new_tokens: params.max_new_tokens or less, where context or pool end earlier.
+            must_end: a constraint decides where the text may end: `ignore_eos` avoids an end-of-sequence where
+                something else may follow, and one that comes all the same ends the hole.
         """
         self.max_new_tokens = max_new_tokens
         self.token_ids: list[int] = []  # sampled, the one that ended it included
         self._min_new_tokens = params.min_new_tokens
-        self._end_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else eos_ids)
+        ends = frozenset() if params.ignore_eos and not must_end else eos_ids
+        self._end_ids = frozenset(params.stop_token_ids) | ends
         self._banned = tuple(sorted(self._end_ids)) if params.min_new_tokens else ()
+        self._always_banned = tuple(sorted(eos_ids)) if params.ignore_eos and must_end else ()
         self._counts: dict[int, int] | None = (
             {} if params.frequency_penalty or params.presence_penalty or params.repetition_penalty != 1.0 else None
         )
@@ -58,7 +63,7 @@ class Output:
     @property
     def banned(self) -> tuple[int, ...]:
         """Token ids that the next draw must not give: what would end the hole before min_new_tokens."""
-        return self._banned if len(self.token_ids) < self._min_new_tokens else ()
+        return self._banned if len(self.token_ids) < self._min_new_tokens else self._always_banned
 
     @property
     def counts(self) -> dict[int, int] | None:

@@ -45,7 +45,7 @@ class StepPlan:
         grown = self._memory.try_grow(job, start + 1)
         assert grown, "no slot for a decode"
         slot = job.tail[start - self._depth(job)]
-        job.computed_len = start + 1
+        job.computed_len = job.peak_len = start + 1
         self._rows.append(ScheduledRow(job.row, (job.tokens[start],), start, (slot,), _take_unwritten(job), 0))
         self._parts.append(Part(job, start, start + 1, 1))
 
@@ -71,7 +71,8 @@ class StepPlan:
         self._parts.append(Part(job, start, end, 0 if logits_from is None else end - start - logits_from))
         in_prompt = max(0, min(end, job.prompt_len) - start)
         self._counters.computed_prompt_tokens += in_prompt
-        self._counters.recomputed_tokens += end - start - in_prompt
+        self._counters.recomputed_tokens += max(0, min(end, job.peak_len) - max(start, job.prompt_len))
+        job.peak_len = max(job.peak_len, end)
         if end < job.extend_end and not job.is_private:
             assert job.node is not None, "the job is not attached"
             self._frontiers.setdefault(job.node, []).append(job)

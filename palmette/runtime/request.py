@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from array import array
 from enum import Enum
-from typing import TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from palmette.errors import Cancelled, PalmetteError, RequestError
 from palmette.runtime.choice_trie import TriePass, TriePlan
@@ -34,6 +34,9 @@ from palmette.types import (
     TokenLogprob,
     Usage,
 )
+
+if TYPE_CHECKING:  # a guide computes masks with numpy, which this module does without
+    from palmette.runtime.guide import Guide
 
 
 class Status(Enum):
@@ -64,6 +67,7 @@ class Job:
         "node",
         "number",
         "overtaken",
+        "peak_len",
         "probe",
         "prompt_len",
         "request_id",
@@ -95,6 +99,7 @@ class Job:
         self.extend_end = 0  # tokens known when it was admitted: up to here it extends, then it decodes
         self.unwritten: tuple[int, array[int]] | None = None  # (index, slots) its page table does not have yet
         self.is_proven = False  # logits computed in this run were finite
+        self.peak_len = 0  # tokens that were ever computed
         # for its usage
         self.cached = 0  # prompt tokens read from the cache
         self.is_first_run = True
@@ -148,18 +153,50 @@ class Job:
         return Usage(prompt_tokens=self.prompt_len, cached_tokens=self.cached, seconds=now - self.submitted)
 
 
+class Added(NamedTuple):
+    """What a hole gained: tokens, the text they brought out, and how it ended if it did."""
+
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    reason: FinishReason | None = None
+    matched: str | int | None = None
+
+    def then(self, later: Added) -> Added:
+        return Added(self.text + later.text, self.token_ids + later.token_ids, later.reason, later.matched)
+
+
 class GenerateJob(Job):
-    """A GenerateRequest."""
+    """A GenerateRequest.
 
-    __slots__ = ("output", "prompt_logprobs", "request")
+    With a constraint, forced tokens follow a drawn one at once (`force`): the step after that computes them all in one
+    extend. Where logprobs are wanted they are `withheld` until that step has computed theirs.
+    """
 
-    def __init__(self, request: GenerateRequest, output: Output, *, number: int, now: float) -> None:
+    __slots__ = (
+        "forced_logprobs",
+        "guide",
+        "num_forced",
+        "output",
+        "prompt_logprobs",
+        "request",
+        "steered",
+        "withheld",
+    )
+
+    def __init__(
+        self, request: GenerateRequest, output: Output, guide: Guide | None = None, *, number: int, now: float
+    ) -> None:
         super().__init__(request, number=number, now=now)
         self.request = request
         self.output = output
+        self.guide = guide
         self.prompt_logprobs: list[TokenLogprob] = []
         if self.logprob_start == 0:
             self.prompt_logprobs.append(TokenLogprob(self.tokens[0], None))
+        self.num_forced = 0
+        self.steered = False  # the end of the token budget changed a draw
+        self.withheld: Added | None = None  # forced tokens, the last of `tokens`, that nobody was told of
+        self.forced_logprobs: list[TokenLogprob] = []  # of the first of them
 
     @property
     def namespace(self) -> str:
@@ -183,11 +220,18 @@ class GenerateJob(Job):
 
     @property
     def first_missing(self) -> int | None:
-        """The first prompt position whose logprob is still to be computed."""
+        """The first known token whose logprob is still to be computed, and is wanted."""
         start = self.logprob_start
-        if start is None or start + len(self.prompt_logprobs) >= self.prompt_len:
+        if start is not None and start + len(self.prompt_logprobs) < self.prompt_len:
+            return start + len(self.prompt_logprobs)
+        return self.first_withheld
+
+    @property
+    def first_withheld(self) -> int | None:
+        """The first forced token whose logprob is still to be computed, and is wanted."""
+        if self.withheld is None or len(self.forced_logprobs) == len(self.withheld.token_ids):
             return None
-        return start + len(self.prompt_logprobs)
+        return len(self.tokens) - len(self.withheld.token_ids) + len(self.forced_logprobs)
 
     @property
     def match_limit(self) -> int:
@@ -204,8 +248,46 @@ class GenerateJob(Job):
 
     @property
     def wants_token(self) -> bool:
-        """Is anything sampled at all?"""
-        return self.output.max_new_tokens > 0
+        """Is anything sampled, now that its known tokens are computed?"""
+        return self.output.max_new_tokens > 0 and (self.withheld is None or self.withheld.reason is None)
+
+    @property
+    def num_left(self) -> int:
+        """Tokens that may still come."""
+        return self.output.max_new_tokens - len(self.output.token_ids)
+
+    def append(self, token_id: int) -> Added:
+        """Take in a drawn token, with what was withheld before it."""
+        added = self._push(token_id)
+        before, self.withheld = self.withheld, None
+        return added if before is None else before.then(added)
+
+    def force(self) -> Added:
+        """Take in the tokens that are forced now; without jumps they wait for their draws, which have no choice."""
+        forced = Added()
+        guide = self.guide
+        if guide is None or not guide.jumps:
+            return forced
+        while forced.reason is None and (token := guide.next_forced(self.num_left)) is not None:
+            self.num_forced += 1
+            forced = forced.then(self._push(token))
+        if forced.token_ids:
+            self.extend_end = len(self.tokens)
+        return forced
+
+    def take_forced_logprobs(self) -> tuple[TokenLogprob, ...]:
+        """Those of the tokens that are withheld no longer."""
+        taken, self.forced_logprobs = tuple(self.forced_logprobs), []
+        return taken
+
+    def _push(self, token_id: int) -> Added:
+        self.tokens.append(token_id)
+        text, reason, matched = self.output.push(token_id)
+        if self.guide is not None and reason is not FinishReason.STOP:
+            self.guide.advance(token_id)
+            if self.guide.is_complete:
+                reason = FinishReason.STOP
+        return Added(text, (token_id,), reason, matched)
 
     def end_event(self, reason: FinishReason, now: float, error: PalmetteError | None = None) -> TokenEvent:
         return self.last_event(reason, now, error=error)
@@ -223,7 +305,7 @@ class GenerateJob(Job):
     ) -> TokenEvent:
         """The terminal event, with what the last step added."""
         kept = self.output.end()
-        sampled = len(self.output.token_ids)
+        generated = len(self.output.token_ids)
         is_lost = reason in (FinishReason.CANCELLED, FinishReason.FAILED)
         finish = Finish(
             reason=reason,
@@ -233,12 +315,15 @@ class GenerateJob(Job):
             usage=Usage(
                 prompt_tokens=self.prompt_len,
                 cached_tokens=self.cached,
-                sampled_tokens=sampled,
-                wasted_tokens=sampled if is_lost else kept.num_dropped,
+                sampled_tokens=generated - self.num_forced,
+                forced_tokens=self.num_forced,
+                wasted_tokens=generated if is_lost else kept.num_dropped,
                 seconds=now - self.submitted,
             ),
             prompt_logprobs=tuple(self.prompt_logprobs),
             error=error,
+            steered=self.steered,
+            unenforced=() if self.guide is None else self.guide.unenforced,
         )
         return TokenEvent(self.request_id, text + kept.text, token_ids, logprobs, finish)
 

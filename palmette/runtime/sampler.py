@@ -2,7 +2,8 @@
 
 The order, for a row of logits l (one token's next-token scores):
 
-    repetition, frequency, presence penalties, bias, banned ids  ->  greedy: the best token, of equals the lowest id
+    repetition, frequency, presence penalties, bias, banned ids, mask
+    ->  greedy: the best token, of equals the lowest id
     ->  l / temperature  ->  top-k  ->  top-p  ->  min-p         ->  inverse of the cumulative distribution at u
 
 A filter keeps every token at least as likely as its last one, so ties stay together and ids do not matter. u depends
@@ -17,7 +18,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from palmette.types import SamplingParams
@@ -38,12 +41,18 @@ class Draw:
     counts: Mapping[int, int] | None = None  # generated token id -> occurrences; for the penalties
     prompt_ids: Sequence[int] = ()  # for the repetition penalty
     banned: tuple[int, ...] = ()  # ids that must not come
+    mask: NDArray[np.uint32] | None = None  # the ids that may come: bit `id % 32` of word `id // 32`; never empty
 
     @property
     def changes_logits(self) -> bool:
         p = self.params
         return bool(
-            self.banned or p.logit_bias or p.frequency_penalty or p.presence_penalty or p.repetition_penalty != 1.0
+            self.banned
+            or self.mask is not None
+            or p.logit_bias
+            or p.frequency_penalty
+            or p.presence_penalty
+            or p.repetition_penalty != 1.0
         )
 
 
@@ -86,7 +95,7 @@ def uniform(seed: int, index: int) -> float:
 
 
 def adjust_(logits: Tensor, draw: Draw) -> None:
-    """Penalties, bias and banned ids, in place, on one row (vocab,).
+    """Penalties, bias, banned ids and mask, in place, on one row (vocab,).
 
     A token id that occurred has its logit divided by the repetition penalty if positive, else multiplied (arXiv
     1909.05858, section 4.1); then it loses presence_penalty, and frequency_penalty for each time it was generated.
@@ -105,6 +114,8 @@ def adjust_(logits: Tensor, draw: Draw) -> None:
         logits.index_add_(0, _index([t for t, _ in p.logit_bias], logits), bias)
     if draw.banned:
         logits[_index(draw.banned, logits)] = -math.inf
+    if draw.mask is not None:
+        _keep_only_(logits, draw.mask)
 
 
 def filtered_weights(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
@@ -206,6 +217,13 @@ def _below(target: Tensor, ends: Tensor) -> Tensor:
     """`target` moved into [0, ends[-1]), where rounding put it outside."""
     limit = torch.nextafter(ends[:, -1:], torch.zeros_like(ends[:, -1:]))
     return torch.minimum(target.clamp(min=0.0), limit)
+
+
+def _keep_only_(logits: Tensor, mask: NDArray[np.uint32]) -> None:
+    """-inf for what a packed mask leaves out, ids behind its end included; (vocab,), in place."""
+    allowed = np.unpackbits(mask.view(np.uint8), bitorder="little", count=min(len(logits), 32 * len(mask)))
+    logits[: len(allowed)].masked_fill_(torch.from_numpy(allowed == 0).to(logits.device), -math.inf)
+    logits[len(allowed) :] = -math.inf
 
 
 def _index(ids: Iterable[int], like: Tensor) -> Tensor:

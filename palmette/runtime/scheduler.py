@@ -25,9 +25,9 @@ from palmette.runtime.optimum import ReuseOptimum
 from palmette.runtime.planner import StepPlan
 from palmette.runtime.policy import make_policy
 from palmette.runtime.radix_node import RadixNode
-from palmette.runtime.request import AnyJob, EmbedJob, GenerateJob, ScoreJob, Status, as_request_error
+from palmette.runtime.request import Added, AnyJob, EmbedJob, GenerateJob, ScoreJob, Status, as_request_error
 from palmette.runtime.stats import Counters
-from palmette.runtime.step import Part, ScheduledStep, StepResults
+from palmette.runtime.step import Part, Sampled, ScheduledStep, StepResults
 from palmette.runtime.waiting import WaitingQueue
 from palmette.types import Event, FinishReason, TokenEvent, TokenLogprob
 
@@ -72,13 +72,21 @@ class Scheduler:
 
     # -- requests come and go ----------------------------------------------------------------------------------
 
-    def add(self, job: AnyJob) -> None:
-        """Queue a job that fits the pool; O(1)."""
+    def add(self, job: AnyJob, now: float) -> Event | None:
+        """Queue a job that fits the pool; O(1). Returns what its constraint says before anything is computed: its
+        first text, or its end."""
         self._jobs[job.request_id] = job
         self._waiting.append(job)
         self._deadlines.add(job)
         if self.optimum is not None and not isinstance(job, EmbedJob):
             self.optimum.add_prompt(job.namespace, job.tokens)
+        if not isinstance(job, GenerateJob) or job.guide is None:
+            return None
+        try:
+            return self._told(job, Added(), (), now) if job.wants_token else None
+        except Exception as error:  # one request is one failure domain
+            logger.exception("request failed when its constraint began")
+            return self._end(job, FinishReason.FAILED, now, as_request_error(error))
 
     def cancel(self, request_id: str, now: float) -> Event | None:
         """End a job now. Returns its terminal event, None if it ended already."""
@@ -196,7 +204,8 @@ class Scheduler:
         return [job for job in self._running.values() if isinstance(job, GenerateJob) and not job.is_extending]
 
     def _plan_prompts(self, plan: StepPlan) -> None:
-        for job in self._running.values():
+        # Forced tokens of holes that decode go before prompts: they wait for one step, as a decode does.
+        for job in sorted(self._running.values(), key=lambda job: job.progress == 0):
             if isinstance(job, EmbedJob):
                 continue
             if job.is_extending:
@@ -371,11 +380,16 @@ class Scheduler:
             job.is_proven = True
         if isinstance(job, GenerateJob):
             job.prompt_logprobs += results.prompt_logprobs.get(index, ())
+            job.forced_logprobs += results.forced_logprobs.get(index, ())
             if not part.wants_token:
                 return None
-            if not job.wants_token:
+            if index in results.errors:
+                return self._end(job, FinishReason.FAILED, now, results.errors[index])
+            if job.wants_token:
+                return self._apply_token(job, results.sampled[index], now)
+            if job.withheld is None:
                 return self._end(job, FinishReason.LENGTH, now)
-            return self._apply_token(job, results.sampled[index].token_id, results.sampled[index].logprob, now)
+            return self._told(job, job.withheld, job.take_forced_logprobs(), now)
         assert isinstance(job, ScoreJob), "an embedding has no row"
         values = results.trie_logprobs.get(index, ())
         if part.trie is None:
@@ -387,13 +401,30 @@ class Scheduler:
             part.trie.num_done = part.end
         return self._end(job, FinishReason.STOP, now) if job.is_scored else None
 
-    def _apply_token(self, job: GenerateJob, token_id: int, logprob: TokenLogprob | None, now: float) -> TokenEvent:
-        job.tokens.append(token_id)
+    def _apply_token(self, job: GenerateJob, sampled: Sampled, now: float) -> TokenEvent:
         self.counters.sampled_tokens += 1
-        text, reason, matched = job.output.push(token_id)
-        logprobs = () if logprob is None else (logprob,)
-        if reason is None:
-            return TokenEvent(job.request_id, text, (token_id,), logprobs)
-        event = job.last_event(reason, now, text=text, token_ids=(token_id,), logprobs=logprobs, matched=matched)
+        job.steered |= sampled.steered
+        added = job.append(sampled.token_id)
+        logprobs = () if sampled.logprob is None else (*job.take_forced_logprobs(), sampled.logprob)
+        event = self._told(job, added, logprobs, now)
+        assert event is not None, "a drawn token is told of"
+        return event
+
+    def _told(
+        self, job: GenerateJob, added: Added, logprobs: tuple[TokenLogprob, ...], now: float
+    ) -> TokenEvent | None:
+        """The event of what a job gained and of what is forced behind it. None if there is nothing to tell."""
+        if added.reason is None:
+            forced = job.force()
+            self.counters.forced_tokens += len(forced.token_ids)
+            if forced.token_ids and job.request.logprobs is not None:
+                job.withheld = forced  # until their logprobs are known
+            else:
+                added = added.then(forced)
+        if added.reason is None:
+            return TokenEvent(job.request_id, added.text, added.token_ids, logprobs) if added.token_ids else None
+        event = job.last_event(
+            added.reason, now, text=added.text, token_ids=added.token_ids, logprobs=logprobs, matched=added.matched
+        )
         self._leave(job, keep=True)
         return event

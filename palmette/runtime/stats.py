@@ -16,6 +16,7 @@ class Counters:
     recomputed_tokens: int = 0  # generated tokens that went through the model again after a retraction
     scored_tokens: int = 0  # trie nodes of score requests that went through the model
     sampled_tokens: int = 0
+    forced_tokens: int = 0  # put there by constraints without a draw
     retractions: int = 0
     finished: int = 0  # terminal events
 
@@ -35,6 +36,7 @@ class Stats:
     recomputed_tokens: int
     scored_tokens: int
     sampled_tokens: int
+    forced_tokens: int
     steps: int
     retractions: int
     finished: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from palmette.errors import PalmetteError
 from palmette.runtime.choice_trie import TriePass
 from palmette.runtime.request import AnyJob, EmbedJob
 from palmette.runtime.scheduled import ScheduledBatch
@@ -51,6 +52,7 @@ class Sampled:
 
     token_id: int
     logprob: TokenLogprob | None = None  # if asked for
+    steered: bool = False  # a larger token budget would have given another token
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,8 @@ class StepResults:
     bad: frozenset[int] = frozenset()  # parts whose logits were not finite
     bad_embeds: frozenset[int] = frozenset()
     sampled: Mapping[int, Sampled] = field(default_factory=dict)
+    errors: Mapping[int, PalmetteError] = field(default_factory=dict)  # parts whose draw failed for their own reasons
     prompt_logprobs: Mapping[int, tuple[TokenLogprob, ...]] = field(default_factory=dict)
+    forced_logprobs: Mapping[int, tuple[TokenLogprob, ...]] = field(default_factory=dict)
     trie_logprobs: Mapping[int, tuple[float, ...]] = field(default_factory=dict)  # of the children of the row's nodes
     embeddings: Mapping[int, tuple[float, ...]] = field(default_factory=dict)

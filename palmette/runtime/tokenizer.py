@@ -57,6 +57,19 @@ class Tokenizer(ABC):
         """The bytes a token stands for; b"" for a special token and for an id the vocabulary leaves unused."""
 
     @property
+    def is_certain(self) -> bool:
+        """Does the encoding of a text split at its own token boundaries, as byte-pair encoding does? Then tokens of a
+        text can be certain before its end is known."""
+        return False
+
+    def encode_certain(self, data: bytes) -> list[int] | None:
+        """The tokens of `data` by themselves; None where that says nothing of them inside a longer text."""
+        try:
+            return self.encode(data.decode()) if self.is_certain else None
+        except UnicodeDecodeError:
+            return None
+
+    @property
     def special_tokens(self) -> Mapping[str, int]:
         """Special tokens by their text."""
         return {text: s.token_id for text, s in self._special.items()}

@@ -82,7 +82,9 @@ class FakeModel:
                 if part.wants_token and job.wants_token:
                     sampled[i] = Sampled(next_token(tokens))
         embeddings = {i: (float(next_token(e.job.tokens)),) for i, e in enumerate(step.embeds)}
-        return StepResults(wrong, frozenset(), sampled, prompt, trie, embeddings)
+        return StepResults(
+            bad=wrong, sampled=sampled, prompt_logprobs=prompt, trie_logprobs=trie, embeddings=embeddings
+        )
 
     def _path(self, row: ScheduledRow, part: Part, i: int) -> Content:
         """What token i of the row stands for."""

@@ -57,7 +57,7 @@ class Bench:
     def add(self, name: str, tokens: Iterable[int], max_new: int = 4, **request: Any) -> None:
         self.number += 1
         params = SamplingParams(max_new_tokens=max_new)
-        self.scheduler.add(make_job(GenerateRequest(name, tuple(tokens), params, **request), self.number))
+        self.scheduler.add(make_job(GenerateRequest(name, tuple(tokens), params, **request), self.number), 0.0)
 
     def step(self, now: float = 0.0, bad: Iterable[int] = ()) -> ScheduledStep | None:
         self.events += self.scheduler.expire(now)
@@ -480,7 +480,7 @@ def expected_scores(prompt: list[int], trie: ChoiceTrie, *, unconditional: bool 
 def test_each_node_of_a_trie_is_scored_behind_its_path(chunk_size: int, page_size: int) -> None:
     bench = Bench(chunk_size=max(chunk_size, page_size), page_size=page_size)
     prompt = [1, 0, 2, 2, 1]
-    bench.scheduler.add(ScoreJob(ScoreRequest("s", tuple(prompt), TRIE, unconditional=True), number=1, now=0.0))
+    bench.scheduler.add(ScoreJob(ScoreRequest("s", tuple(prompt), TRIE, unconditional=True), number=1, now=0.0), 0.0)
     bench.drain()
     (event,) = bench.events
     assert isinstance(event, ScoreEvent)
@@ -494,7 +494,7 @@ def test_a_cached_prompt_is_scored_in_one_step_that_computes_inner_nodes_only() 
     bench.add("prompt", [1] * 50, max_new=0)
     bench.drain()
     before = bench.model.computed
-    bench.scheduler.add(ScoreJob(ScoreRequest("s", (1,) * 50, TRIE, unconditional=True), number=2, now=0.0))
+    bench.scheduler.add(ScoreJob(ScoreRequest("s", (1,) * 50, TRIE, unconditional=True), number=2, now=0.0), 0.0)
     assert bench.drain() == 1
     assert bench.model.computed - before == 1 + 2 * 4
 
@@ -502,7 +502,7 @@ def test_a_cached_prompt_is_scored_in_one_step_that_computes_inner_nodes_only() 
 def test_choices_of_one_token_cost_nothing_but_the_prompt() -> None:
     bench = Bench()
     trie = ChoiceTrie((0, 1, 2), (-1, -1, -1))
-    bench.scheduler.add(ScoreJob(ScoreRequest("s", (1, 2), trie, unconditional=True), number=1, now=0.0))
+    bench.scheduler.add(ScoreJob(ScoreRequest("s", (1, 2), trie, unconditional=True), number=1, now=0.0), 0.0)
     bench.drain()
     (event,) = bench.events
     assert isinstance(event, ScoreEvent)
@@ -512,7 +512,7 @@ def test_choices_of_one_token_cost_nothing_but_the_prompt() -> None:
 
 def test_an_embedding_takes_one_step_and_leaves_no_trace() -> None:
     bench = Bench(chunk_size=4)
-    bench.scheduler.add(EmbedJob(EmbedRequest("e", (1, 2, 0, 1, 1, 1)), number=1, now=0.0))
+    bench.scheduler.add(EmbedJob(EmbedRequest("e", (1, 2, 0, 1, 1, 1)), number=1, now=0.0), 0.0)
     assert bench.drain() == 1
     assert isinstance(bench.events[0], EmbedEvent)
     assert bench.scheduler.memory.allocator.num_free == 256
@@ -591,14 +591,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.requests[name] = tokens
         self.bench.number += 1
         request = ScoreRequest(name, tuple(tokens), TRIE, unconditional=unconditional)
-        self.bench.scheduler.add(ScoreJob(request, number=self.bench.number, now=0.0))
+        self.bench.scheduler.add(ScoreJob(request, number=self.bench.number, now=0.0), 0.0)
 
     @rule(tokens=TOKENS)
     def embed(self, tokens: list[int]) -> None:
         name = f"e{len(self.requests)}"
         self.requests[name] = tokens
         self.bench.number += 1
-        self.bench.scheduler.add(EmbedJob(EmbedRequest(name, tuple(tokens)), number=self.bench.number, now=0.0))
+        self.bench.scheduler.add(EmbedJob(EmbedRequest(name, tuple(tokens)), number=self.bench.number, now=0.0), 0.0)
 
     @rule(bad=st.sets(st.integers(0, 3), max_size=2))
     def step(self, bad: set[int]) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from palmette.errors import InvalidOption
 from palmette.runtime.chat_template import ChatTemplate
-from palmette.runtime.config import CacheConfig, ModelOptions, RuntimeConfig, SchedulerConfig
+from palmette.runtime.config import CacheConfig, ConstraintConfig, ModelOptions, RuntimeConfig, SchedulerConfig
 from palmette.runtime.driver import EngineThread
 from palmette.runtime.engine import EngineCore, build_engine
 from palmette.runtime.models.load import load_model
@@ -25,7 +25,7 @@ from palmette.types import Capabilities, Deliver, Message, ProgramEvent, Request
 
 __all__ = ["LoadedModel", "Runtime", "runtime_config"]
 
-_PARTS = {"model": ModelOptions, "cache": CacheConfig, "scheduler": SchedulerConfig}
+_PARTS = {"model": ModelOptions, "cache": CacheConfig, "scheduler": SchedulerConfig, "constraints": ConstraintConfig}
 _FIELDS = {field.name: part for part, kind in _PARTS.items() for field in fields(kind)}
 
 
@@ -36,8 +36,8 @@ class Runtime:
         model_path: a .gguf file, a directory with config.json and *.safetensors, "smollm2" (the embedded model),
             "tiny" (random weights, for tests), or a hub name with palmette[hub].
         chat_template: Jinja source to use instead of the model's own.
-        **options: the fields of ModelOptions, CacheConfig and SchedulerConfig (palmette.runtime.config), such as
-            `kv_tokens`, `page_size`, `chunk_size`, `max_running`, `policy`, `context_len`, `dtype`.
+        **options: the fields of ModelOptions, CacheConfig, SchedulerConfig and ConstraintConfig
+            (palmette.runtime.config), such as `kv_tokens`, `page_size`, `chunk_size`, `max_running`, `policy`, `context_len`, `dtype`.
 
     Raises:
         ModelNotFound, CorruptModel, UnsupportedArchitecture: the model.
@@ -59,6 +59,7 @@ class Runtime:
         self.config = self._engine.config
         self._capabilities = Capabilities(
             chat=self._template.exists,
+            constraints=frozenset({"regex", "choices", "json_schema", "grammar"}),
             context_len=self._engine.config.model.context_len or 0,
             model=loaded.name,
             digest=loaded.digest,
@@ -153,4 +154,5 @@ def runtime_config(model_path: str, options: Mapping[str, Any]) -> RuntimeConfig
         model=ModelOptions(**parts["model"]),
         cache=CacheConfig(**parts["cache"]),
         scheduler=SchedulerConfig(**parts["scheduler"]),
+        constraints=ConstraintConfig(**parts["constraints"]),
     )

@@ -1,0 +1,106 @@
+"""Constraints for one tokenizer: compiled once, kept while they are used, and compiled where no engine waits.
+
+    Compiler    spec -> Constraint, on whatever thread calls it, with a cache of the last used
+    CompileThread   the same in a thread of its own, so that a slow specification delays nobody else's tokens
+
+Compiling touches a constraint that nobody has yet; afterwards it belongs to the engine's thread alone.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from queue import SimpleQueue
+
+from palmette.errors import PalmetteError
+from palmette.fsm.compile import Constraint, compile
+from palmette.fsm.limits import Limits
+from palmette.fsm.vocabulary import Vocabulary
+from palmette.runtime.request import as_request_error
+from palmette.runtime.tokenizer import Tokenizer
+from palmette.specs import Spec
+
+
+class Compiler:
+    """Thread-safe. Its constraints are not: they are for one thread."""
+
+    def __init__(self, tokenizer: Tokenizer, limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self._tokenizer = tokenizer
+        self._vocabulary: Vocabulary | None = None
+        self._building = threading.Lock()
+        self._cache: OrderedDict[Spec, Constraint] = OrderedDict()  # the last used at the end
+        self._cache_lock = threading.Lock()
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The tokenizer's tokens as bytes; built at first use, a fraction of a second."""
+        with self._building:
+            if self._vocabulary is None:
+                tokens = [self._tokenizer.token_bytes(i) for i in range(self._tokenizer.vocab_size)]
+                vocabulary = Vocabulary(tokens, eos_ids=self._tokenizer.eos_ids)
+                _ = vocabulary.slices, vocabulary.children  # now, not in the middle of somebody's step
+                self._vocabulary = vocabulary
+            return self._vocabulary
+
+    def cached(self, spec: Spec) -> Constraint | None:
+        """What was compiled before, if it is still known."""
+        with self._cache_lock:
+            found = self._cache.get(spec)
+            if found is not None:
+                self._cache.move_to_end(spec)
+            return found
+
+    def compile(self, spec: Spec) -> Constraint:
+        """
+        Raises:
+            UnsupportedConstraint: something would not be enforced, nothing satisfies it, or a limit is crossed.
+        """
+        known = self.cached(spec)
+        if known is not None:
+            return known
+        made = compile(spec, self.vocabulary, self.limits, clock=_clock)
+        made.matcher().mask()  # the first mask is part of the price
+        with self._cache_lock:
+            made = self._cache.setdefault(spec, made)  # two may have compiled it at once
+            while len(self._cache) > self.limits.cached_constraints:
+                self._cache.popitem(last=False)
+        return made
+
+
+class CompileThread:
+    """Compiles in order of arrival. Its thread starts with the first specification."""
+
+    def __init__(self, compiler: Compiler, *, name: str = "palmette-constraints") -> None:
+        self._compiler = compiler
+        self._name = name
+        self._inbox: SimpleQueue[tuple[Spec, Callable[[Constraint | PalmetteError], None]] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def submit(self, spec: Spec, done: Callable[[Constraint | PalmetteError], None]) -> None:
+        """Compile `spec` and call `done`, on the compiling thread, with what came of it. Called by one thread."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            self._thread.start()
+        self._inbox.put((spec, done))
+
+    def close(self) -> None:
+        """Stop after what is being compiled; whatever waits is dropped."""
+        self._inbox.put(None)
+
+    def _run(self) -> None:
+        while (order := self._inbox.get()) is not None:
+            spec, done = order
+            try:
+                result: Constraint | PalmetteError = self._compiler.compile(spec)
+            except Exception as error:  # noqa: BLE001 - one specification is one request's failure
+                result = as_request_error(error)
+            done(result)
+
+
+def _clock() -> float:
+    """Seconds; looked at inside the loops of compilation, where it also lets a waiting engine have the interpreter."""
+    time.sleep(0)
+    return time.monotonic()
