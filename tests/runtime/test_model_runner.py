@@ -187,7 +187,7 @@ def test_embed_is_the_last_hidden_state_of_length_one() -> None:
     vector = runner.embed(ids, tuple(range(40)), 3)
     assert vector.shape == (32,)
     assert vector.norm() == pytest.approx(1.0)
-    logits = runner.model.logits(vector)
+    logits = runner.model.logits(vector[None])[0]
     assert torch.cosine_similarity(logits, whole("llama", ids)[-1], dim=0) == pytest.approx(1.0)
     again = runner.embed(ids, tuple(range(100, 140)), 4)
     torch.testing.assert_close(vector, again)

@@ -20,6 +20,7 @@ from torch import Tensor
 from palmette.kernels.activation import gelu_tanh_mul, silu_mul
 from palmette.kernels.attention import paged_attention
 from palmette.kernels.kv_store import kv_store
+from palmette.kernels.linear import linear
 from palmette.kernels.rms_norm import add_rms_norm, rms_norm
 from palmette.kernels.rope import apply_rope, rope_cos_sin, rope_frequencies
 from palmette.kernels.soft_cap import soft_cap_
@@ -35,7 +36,7 @@ class Linear:
     bias: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(n, hidden_size) -> (n, vocab_size) float32, soft-capped where the family does."""
-        logits = F.linear(hidden, self.weights.head).float()
+        logits = linear(hidden, self.weights.head).float()
         return logits if self.config.logit_soft_cap is None else soft_cap_(logits, self.config.logit_soft_cap)
 
     def _attention(
