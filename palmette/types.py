@@ -74,6 +74,8 @@ class SamplingParams:
             raise InvalidOption("top_k", self.top_k, "-1 (off) or an integer >= 1")
         if len(self.stop) > MAX_STOPS or any(not isinstance(s, str) or not s for s in self.stop):
             raise InvalidOption("stop", self.stop, f"at most {MAX_STOPS} non-empty strings")
+        if len(self.stop_regex) > MAX_STOPS or any(not isinstance(s, str) or not s for s in self.stop_regex):
+            raise InvalidOption("stop_regex", self.stop_regex, f"at most {MAX_STOPS} non-empty patterns")
         if any(not isinstance(t, int) or t < 0 for t in self.stop_token_ids):
             raise InvalidOption("stop_token_ids", self.stop_token_ids, "token ids >= 0")
         for token, bias in self.logit_bias:

@@ -17,6 +17,7 @@ from queue import SimpleQueue
 from palmette.errors import PalmetteError
 from palmette.fsm.compile import Constraint, compile
 from palmette.fsm.limits import Limits
+from palmette.fsm.scan import Pattern
 from palmette.fsm.vocabulary import Vocabulary
 from palmette.runtime.request import as_request_error
 from palmette.runtime.tokenizer import Tokenizer
@@ -33,6 +34,7 @@ class Compiler:
         self._building = threading.Lock()
         self._cache: OrderedDict[Spec, Constraint] = OrderedDict()  # the last used at the end
         self._cache_lock = threading.Lock()
+        self._patterns: dict[str, Pattern] = {}  # the engine's thread's
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -68,6 +70,19 @@ class Compiler:
             while len(self._cache) > self.limits.cached_constraints:
                 self._cache.popitem(last=False)
         return made
+
+    def pattern(self, text: str) -> Pattern:
+        """A stop pattern, for the engine's thread alone; its automaton grows with the texts it is looked for in.
+
+        Raises:
+            UnsupportedConstraint, InvalidOption: it cannot be looked for.
+        """
+        known = self._patterns.get(text)
+        if known is None:
+            if len(self._patterns) >= self.limits.cached_constraints:
+                self._patterns.clear()
+            known = self._patterns[text] = Pattern(text, self.limits)
+        return known
 
 
 class CompileThread:

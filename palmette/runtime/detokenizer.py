@@ -3,7 +3,7 @@
 Works on bytes: a token is whatever bytes it stands for, and a character comes out when its last byte is in. Text that
 could still become a stop string is held back, so what came out is never taken back. A stop string matches where its
 last character completes first (of several completing there, the longest), which does not depend on how the text was
-cut into tokens.
+cut into tokens. So does a stop pattern.
 
 Pure Python. Knows neither tokenizer nor sampling; end-of-sequence and stop tokens never get here.
 """
@@ -13,6 +13,8 @@ from __future__ import annotations
 import codecs
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
+
+from palmette.fsm.scan import Scanner
 
 
 class Delta(NamedTuple):
@@ -33,10 +35,14 @@ class Ended(NamedTuple):
 class Detokenizer:
     """The text of one hole."""
 
-    def __init__(self, token_bytes: Callable[[int], bytes], stop: Sequence[str] = ()) -> None:
-        """`token_bytes(id)` gives a token's bytes, b"" for a special one. `stop` strings are not empty."""
+    def __init__(
+        self, token_bytes: Callable[[int], bytes], stop: Sequence[str] = (), patterns: Sequence[Scanner] = ()
+    ) -> None:
+        """`token_bytes(id)` gives a token's bytes, b"" for a special one. `stop` strings are not empty; `patterns` are
+        searches that begin with this text."""
         self._token_bytes = token_bytes
         self._stop = tuple(stop)
+        self._patterns = tuple(patterns)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._pieces: list[str] = []  # the characters each token completed
         self._ends: list[tuple[int, bool]] = []  # behind each token: characters so far; is it a character boundary?
@@ -59,13 +65,13 @@ class Detokenizer:
         self._held += piece
         if not piece:
             return Delta("", None)
-        matched, start = self._match(may_stop)
+        matched, start = self._match(may_stop, len(piece))
         if matched is not None:
             self._cut = self._out + start
             text, self._held = self._held[:start], ""
             self._out = self._cut
             return Delta(text, matched)
-        keep = self._could_begin_stop()
+        keep = max(self._could_begin_stop(), self._could_begin_pattern())
         return Delta(self._release(len(self._held) - keep), None)
 
     def finish(self) -> Ended:
@@ -79,18 +85,31 @@ class Detokenizer:
         tail = "".join(self._pieces[num_tokens:])[: cut - kept]
         return Ended(text, num_tokens, tail)
 
-    def _match(self, may_stop: bool) -> tuple[str | None, int]:
-        """The stop string that completes first, and where it begins in _held."""
+    def _match(self, may_stop: bool, new: int) -> tuple[str | None, int]:
+        """The stop string or pattern that completes first among the `new` last characters, and where it begins in
+        _held."""
+        best = self._stop_match(may_stop)
+        for scanner in self._patterns:
+            for at in range(len(self._held) - new, len(self._held)):
+                start = scanner.push(self._held[at])
+                if start is None or not may_stop:
+                    continue
+                start = max(0, start - self._out)  # what came out while it could not stop is not taken back
+                if best is None or (at + 1, start) < best[:2]:
+                    best = (at + 1, start, scanner.pattern.pattern)
+                break  # nothing follows a match
+        return (None, 0) if best is None else (best[2], best[1])
+
+    def _stop_match(self, may_stop: bool) -> tuple[int, int, str] | None:
+        """(end, start, stop string): earliest end, then longest."""
         while True:
-            best: tuple[int, int, str] | None = None  # (end, start, stop): earliest end, then longest
+            best: tuple[int, int, str] | None = None
             for stop in self._stop:
                 start = self._held.find(stop, self._search)
                 if start >= 0 and (best is None or (start + len(stop), start) < best[:2]):
                     best = (start + len(stop), start, stop)
-            if best is None:
-                return None, 0
-            if may_stop:
-                return best[2], best[1]
+            if best is None or may_stop:
+                return best
             self._search = best[1] + 1
 
     def _could_begin_stop(self) -> int:
@@ -102,6 +121,11 @@ class Detokenizer:
                     longest = size
                     break
         return longest
+
+    def _could_begin_pattern(self) -> int:
+        """Length of the longest suffix of _held that may become a match of a pattern."""
+        end = self._out + len(self._held)
+        return min(len(self._held), max((end - scanner.open_from for scanner in self._patterns), default=0))
 
     def _release(self, size: int) -> str:
         text, self._held = self._held[:size], self._held[size:]

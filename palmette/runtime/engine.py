@@ -68,12 +68,12 @@ class EngineCore:
             raise InvalidOption("request_id", request.request_id, "an id that no live request has")
         try:
             self._limits.check(request)
-            guide = self._guide(request, constraint)
+            job = self._job(request, self._guide(request, constraint), self._num_requests + 1, now)
         except PalmetteError as error:
             self._events.append(refusal(request, FinishReason.FAILED, error))
             return
         self._num_requests += 1
-        event = self.scheduler.add(self._job(request, guide, self._num_requests, now), now)
+        event = self.scheduler.add(job, now)
         if event is not None:
             self._events.append(event)
 
@@ -183,6 +183,7 @@ class EngineCore:
                 eos_ids=self._tokenizer.eos_ids,
                 token_bytes=self._tokenizer.token_bytes,
                 must_end=guide is not None,
+                searches=[self.compiler.pattern(text).scanner() for text in request.params.stop_regex],
             )
             return GenerateJob(request, output, guide, number=number, now=now)
         if isinstance(request, ScoreRequest):

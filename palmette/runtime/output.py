@@ -5,9 +5,10 @@ Knows stop rules and the detokenizer. Does not know scheduling, memory or sampli
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from palmette.fsm.scan import Scanner
 from palmette.runtime.detokenizer import Detokenizer
 from palmette.types import FinishReason, SamplingParams
 
@@ -40,12 +41,14 @@ class Output:
         eos_ids: frozenset[int],
         token_bytes: Callable[[int], bytes],
         must_end: bool = False,
+        searches: Sequence[Scanner] = (),
     ) -> None:
         """
         Args:
             max_new_tokens: params.max_new_tokens or less, where context or pool end earlier.
             must_end: a constraint decides where the text may end: `ignore_eos` avoids an end-of-sequence where
                 something else may follow, and one that comes all the same ends the hole.
+            searches: for each of params.stop_regex, begun with this text.
         """
         self.max_new_tokens = max_new_tokens
         self.token_ids: list[int] = []  # sampled, the one that ended it included
@@ -57,7 +60,7 @@ class Output:
         self._counts: dict[int, int] | None = (
             {} if params.frequency_penalty or params.presence_penalty or params.repetition_penalty != 1.0 else None
         )
-        self._detokenizer = Detokenizer(token_bytes, params.stop)
+        self._detokenizer = Detokenizer(token_bytes, params.stop, searches)
         self._ended_by_token = False
 
     @property

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from palmette.errors import PalmetteError
-from palmette.runtime.config import CacheConfig, ModelOptions, RuntimeConfig, SchedulerConfig
+from palmette.runtime.config import CacheConfig, ConstraintConfig, ModelOptions, RuntimeConfig, SchedulerConfig
 from palmette.runtime.engine import EngineCore, build_engine
 from palmette.runtime.models.loaded import LoadedModel
 from palmette.runtime.models.tiny import tiny_model
@@ -39,7 +39,12 @@ def engine(loaded: LoadedModel | None = None, **options: Any) -> EngineCore:
     def part(kind: Any) -> Any:
         return kind(**{f.name: options.pop(f.name) for f in fields(kind) if f.name in options})
 
-    config = RuntimeConfig(model=part(ModelOptions), cache=part(CacheConfig), scheduler=part(SchedulerConfig))
+    config = RuntimeConfig(
+        model=part(ModelOptions),
+        cache=part(CacheConfig),
+        scheduler=part(SchedulerConfig),
+        constraints=part(ConstraintConfig),
+    )
     assert not options, f"unknown options {options}"
     return build_engine(loaded or model(), config)
 

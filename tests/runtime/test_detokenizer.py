@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from palmette.fsm.scan import Pattern
 from palmette.runtime.detokenizer import Detokenizer, Ended
 
 ALPHABET = "ab€😀é\n"
@@ -162,3 +165,36 @@ def is_utf8(data: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
+
+
+@given(texts, st.lists(st.integers(1, 6)), st.sampled_from(["ab", "a+b", "€|éa", "[ab]{2}"]), st.integers(0, 4))
+def test_a_stop_pattern_cuts_where_its_first_match_completes(
+    text: str, sizes: list[int], pattern: str, min_tokens: int
+) -> None:
+    parts = cut(text.encode(), sizes)
+    detokenizer = Detokenizer(lambda i: parts[i], (), [Pattern(pattern).scanner()])
+    out, matched = "", None
+    ends = 0  # characters that were complete before the hole could stop
+    for i in range(len(parts)):
+        may_stop = i + 1 >= min_tokens
+        if not may_stop:
+            ends = len(b"".join(parts[: i + 1]).decode("utf-8", "ignore"))
+        delta = detokenizer.push(i, may_stop=may_stop)
+        out, matched = out + delta.text, delta.matched
+        if matched is not None:
+            break
+    ended = detokenizer.finish()
+    found = [
+        (end, start)
+        for end in range(ends + 1, len(text) + 1)
+        for start in range(end)
+        if re.fullmatch(pattern, text[start:end])
+    ]
+    assert (matched is not None) == bool(found)
+    if found:
+        assert text.startswith(out)
+        assert min(found)[1] <= len(out) <= min(found)[0]
+        if min_tokens <= 1:
+            assert out == text[: min(found)[1]]
+    else:
+        assert out + ended.text == text

@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
-from palmette.errors import EngineDied, HoleTimeout, InvalidOption, RequestError
+from palmette.errors import Cancelled, EngineDied, HoleTimeout, InvalidOption, RequestError, UnsupportedConstraint
+from palmette.fsm.compile import Constraint
 from palmette.runtime.driver import EngineThread
 from palmette.runtime.engine import EngineCore
+from palmette.specs import Regex, Spec
 from palmette.types import (
     ChoiceTrie,
     EmbedRequest,
@@ -352,3 +354,56 @@ def test_an_exception_in_the_main_thread_leaves_too() -> None:
     )
     assert done.returncode == 1
     assert done.stderr.rstrip().endswith("ValueError: on purpose")
+
+
+def test_constraints_are_compiled_off_the_engines_thread(make_thread: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one constraint compiles, others decode; cancelling it then ends it, and its id is taken until it ends."""
+    core = engine()
+    gate, began = threading.Event(), threading.Event()
+    compile_ = core.compiler.compile
+    threads: list[str] = []
+
+    def slow(spec: Spec) -> Constraint:
+        threads.append(threading.current_thread().name)
+        began.set()
+        gate.wait(SECONDS)
+        return compile_(spec)
+
+    monkeypatch.setattr(core.compiler, "compile", slow)
+    thread, box = make_thread(core), Mailbox()
+    thread.submit(generate("slow", "x", 9, constraint=Regex("[ab]{3}")), box)
+    assert began.wait(SECONDS)
+    thread.submit(generate("plain", "x", 4), box)
+    assert box.wait("plain")["plain"].reason is FinishReason.LENGTH
+    other = Mailbox()
+    thread.submit(generate("slow", "x", 4), other)
+    assert isinstance(other.wait("slow")["slow"].error, InvalidOption)
+    thread.submit(generate("dropped", "x", 9, constraint=Regex("[cd]{3}")), box)
+    thread.cancel("dropped")
+    assert isinstance(box.wait("dropped")["dropped"].error, Cancelled)
+    gate.set()
+    assert box.wait("slow")["slow"].reason is FinishReason.STOP
+    thread.submit(generate("again", "x", 9, constraint=Regex("[ab]{3}")), box)
+    assert box.wait("again")["again"].reason is FinishReason.STOP
+    assert set(threads) == {"palmette-engine-constraints"}
+    assert sum(e.request_id == "dropped" for e in box.events) == 1
+
+
+def test_a_constraint_that_cannot_be_compiled_ends_its_own_request(make_thread: Make) -> None:
+    thread, box = make_thread(), Mailbox()
+    thread.submit(generate("bad", "x", 9, constraint=Regex(r"(a)\1")), box)
+    thread.submit(generate("good", "x", 9, constraint=Regex("[ab]{3}")), box)
+    ends = box.wait("bad", "good")
+    assert isinstance(ends["bad"].error, UnsupportedConstraint)
+    assert ends["good"].reason is FinishReason.STOP
+
+
+def test_closing_answers_what_is_being_compiled(make_thread: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    core = engine()
+    gate = threading.Event()
+    monkeypatch.setattr(core.compiler, "compile", lambda spec: gate.wait(SECONDS))
+    thread, box = make_thread(core), Mailbox()
+    thread.submit(generate("waiting", "x", 9, constraint=Regex("[ab]{3}")), box)
+    thread.close(SECONDS)
+    assert isinstance(box.wait("waiting")["waiting"].error, EngineDied)
+    gate.set()

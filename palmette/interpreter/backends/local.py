@@ -59,7 +59,7 @@ class Runtime:
         self.config = self._engine.config
         self._capabilities = Capabilities(
             chat=self._template.exists,
-            constraints=frozenset({"regex", "choices", "json_schema", "grammar"}),
+            constraints=frozenset({"regex", "choices", "json_schema", "grammar", "stop_regex"}),
             context_len=self._engine.config.model.context_len or 0,
             model=loaded.name,
             digest=loaded.digest,
