@@ -1,7 +1,8 @@
-"""Compilation and mask times of constraints on the embedded model's vocabulary: `python -m benchmarks.fsm`.
+"""What the automata of constraints grow to on the embedded model's vocabulary: `python -m benchmarks.fsm`.
 
 Per constraint: compile + first mask, masks on the first visit of a state, and masks of states visited before, along
-random walks under the mask. Times are of this machine at this moment; compare columns of one run only.
+random walks under the mask, with the states and distinct masks there are afterwards. One process, no peers: for a quick
+look while working on `fsm`; `benchmarks.constrained` measures with care.
 """
 
 from __future__ import annotations
@@ -13,97 +14,17 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.fsm_constraints import CASES
+from benchmarks.fsm_constraints import CHARACTER as CHARACTER
 from benchmarks.fsm_vocab import smollm2_vocabulary
 from palmette.fsm.compile import compile
 from palmette.fsm.vocabulary import Vocabulary
-from palmette.specs import Choices, Grammar, JsonSchema, Regex, Spec
+from palmette.specs import Grammar, Regex, Spec
 
 WALKS, STEPS = 12, 60
 
-SMALL = {
-    "type": "object",
-    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}, "city": {"type": "string"}},
-    "required": ["name", "age", "city"],
-    "additionalProperties": False,
-}
-ADDRESS = {
-    "type": "object",
-    "properties": {
-        "street": {"type": "string", "maxLength": 80},
-        "city": {"type": "string", "maxLength": 40},
-        "zip": {"type": "string", "pattern": "^[0-9]{5}(-[0-9]{4})?$"},
-        "country": {"enum": ["DE", "FR", "IT", "US", "UK"]},
-    },
-    "required": ["street", "city"],
-    "additionalProperties": False,
-}
-MEDIUM = {
-    "$defs": {"address": ADDRESS},
-    "type": "object",
-    "properties": {
-        "id": {"type": "string", "format": "uuid"},
-        "created": {"type": "string", "format": "date-time"},
-        "email": {"type": "string", "format": "email"},
-        "status": {"enum": ["open", "paid", "shipped", "cancelled"]},
-        "total": {"type": "number", "minimum": 0},
-        "quantity": {"type": "integer", "minimum": 1, "maximum": 1000},
-        "tags": {"type": "array", "items": {"type": "string", "maxLength": 20}, "maxItems": 10},
-        "billing": {"$ref": "#/$defs/address"},
-        "shipping": {"anyOf": [{"$ref": "#/$defs/address"}, {"type": "null"}]},
-        "items": {
-            "type": "array",
-            "minItems": 1,
-            "items": {
-                "type": "object",
-                "properties": {
-                    "sku": {"type": "string", "pattern": "^[A-Z]{3}-[0-9]{4}$"},
-                    "title": {"type": "string"},
-                    "price": {"type": "number", "exclusiveMinimum": 0},
-                    "discount": {"type": ["number", "null"]},
-                },
-                "required": ["sku", "price"],
-                "additionalProperties": False,
-            },
-        },
-        "notes": {"type": "string", "maxLength": 500},
-    },
-    "required": ["id", "created", "status", "items"],
-    "additionalProperties": False,
-}
-TREE = {
-    "type": "object",
-    "properties": {"value": {"type": "integer"}, "children": {"type": "array", "items": {"$ref": "#"}}},
-    "required": ["value"],
-    "additionalProperties": False,
-}
-LARGE = {
-    "$defs": {"address": ADDRESS},
-    "type": "object",
-    "properties": {f"section_{i}": {k: v for k, v in MEDIUM.items() if k != "$defs"} for i in range(20)},
-}
-CHARACTER = (
-    r'\{\n    "name": "[\w\d\s]{1,16}",\n    "house": "(Gryffindor|Slytherin|Ravenclaw|Hufflepuff)",\n'
-    r'    "blood status": "(Pure-blood|Half-blood|Muggle-born)",\n    "occupation": "(student|teacher|auror|ministry '
-    r'of magic|death eater|order of the phoenix)",\n    "wand": \{\n        "wood": "[\w\d\s]{1,16}",\n        "core": '
-    r'"[\w\d\s]{1,16}",\n        "length": [0-9]{1,2}\.[0-9]{0,2}\n    \},\n    "alive": "(Alive|Deceased)",\n'
-    r'    "patronus": "[\w\d\s]{1,16}",\n    "bogart": "[\w\d\s]{1,16}"\n\}'
-)
 CONSTRAINTS: list[tuple[str, Spec]] = [
-    ("digits", Regex(r"\d+")),
-    ("date", Regex(r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])")),
-    ("e-mail", Regex(r"[a-zA-Z0-9._%+-]+@[a-zA-Z0-9.-]+\.[a-zA-Z]{2,}")),
-    ("words", Regex(r"(\w+ )*\w+\.")),
-    (".{0,500}", Regex(".{0,500}")),
-    (".{0,50}", Regex(".{0,50}")),
-    ("JSON string", Regex(r'"([^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{4})*"')),
-    ("CJK", Regex("[一-龥ぁ-んァ-ヶ]{1,40}。")),
-    ("character (paper)", Regex(CHARACTER)),
-    ("200 choices", Choices(tuple(f"choice number {i * 7919} of many" for i in range(200)))),
-    ("small schema", JsonSchema.of(SMALL)),
-    ("medium schema", JsonSchema.of(MEDIUM)),
-    ("recursive schema", JsonSchema.of(TREE)),
-    ("large schema", JsonSchema.of(LARGE)),
-    ("any JSON", JsonSchema.of(True)),
+    *((c.name, c.spec) for c in CASES),
     ("arithmetic", Grammar('root ::= s\ns ::= p ([+-] p)*\np ::= a ("*" a)*\na ::= [0-9]+ | "(" s ")"')),
 ]
 
@@ -146,7 +67,7 @@ def measure(spec: Spec, vocabulary: Vocabulary) -> dict[str, Any]:
 def main() -> None:
     start = time.perf_counter()
     vocabulary = smollm2_vocabulary()
-    _ = vocabulary.slices, vocabulary.children
+    vocabulary.warm_up()
     print(f"vocabulary: {len(vocabulary)} tokens, {time.perf_counter() - start:.2f} s with the file read\n")
     measure(Regex("[a-z]+x"), vocabulary)  # numpy's own first calls
     widths = {"ready ms": 9, "cold p50": 10, "p99 ms": 8, "warm p50": 10, "p99 us": 8, "states": 8, "masks": 7, "MB": 6}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,20 @@ def smollm2_merges() -> Any:
         "merges": fields["tokenizer.ggml.merges"].contents(),
         "pre": fields["tokenizer.ggml.pre"].contents() if "tokenizer.ggml.pre" in fields else "",
     }
+
+
+def smollm2_encoder() -> Callable[[str], list[int]]:
+    """The model's own tokenization of text without special tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # a heavy import, used here only
+
+    data = smollm2_merges()
+    vocab = {token: i for i, token in enumerate(data["tokens"])}
+    merges = [tuple(m.split(" ")) for m in data["merges"]]
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    digits, letters = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, letters])
+    tokenizer.decoder = decoders.ByteLevel()
+    return lambda text: list(tokenizer.encode(text).ids)
 
 
 def _byte_letters() -> dict[str, int]:

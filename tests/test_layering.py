@@ -17,7 +17,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "palmette.errors": (),
     "palmette.specs": ("palmette.errors",),
     "palmette.types": ("palmette.specs", "palmette.errors"),
-    "palmette.ir": ("palmette.types", "palmette.errors"),
+    "palmette.ir": ("palmette.types", "palmette.specs", "palmette.errors"),
     "palmette.interpreter": ("palmette.ir", "palmette.types", "palmette.specs", "palmette.errors"),
     "palmette.interpreter.backends.local": ("palmette.runtime", "palmette.types", "palmette.errors"),
     "palmette.lang": (
@@ -32,7 +32,13 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "palmette.fsm": ("palmette.types", "palmette.specs", "palmette.errors"),
     "palmette.kernels": ("palmette.types", "palmette.errors"),
     "palmette.runtime": ("palmette.fsm", "palmette.kernels", "palmette.types", "palmette.specs", "palmette.errors"),
-    "palmette.testing": ("palmette.interpreter.backends.local", "palmette.types", "palmette.errors"),
+    "palmette.testing": (
+        "palmette.interpreter.backends.local",
+        "palmette.fsm",
+        "palmette.types",
+        "palmette.specs",
+        "palmette.errors",
+    ),
 }
 # These two stand at the top and may import anything.
 TOP = ("palmette.compat", "palmette.cli", "palmette.__main__")

@@ -106,6 +106,18 @@ class Explicit:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Keyed:
+    """The JSON string of `name` and then `then`, or else `others`: another Keyed, or nothing.
+
+    Lowered to one trie of all names, so that thousands of names cost one state and not thousands.
+    """
+
+    name: str
+    then: Node
+    others: Node
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Ref:
     """A named rule of the `Language`."""
 
@@ -113,7 +125,21 @@ class Ref:
 
 
 Node: TypeAlias = (
-    Chars | Literal | Words | Seq | Alt | Repeat | And | Not | Anchor | Anchored | Look | JsonText | Explicit | Ref
+    Chars
+    | Literal
+    | Words
+    | Seq
+    | Alt
+    | Repeat
+    | And
+    | Not
+    | Anchor
+    | Anchored
+    | Look
+    | JsonText
+    | Explicit
+    | Keyed
+    | Ref
 )
 
 

@@ -13,44 +13,56 @@ import numpy.typing as npt
 
 from palmette.fsm.algebra import Language
 from palmette.fsm.budget import Budget
+from palmette.fsm.costs import Costs
 from palmette.fsm.dfa import DEAD, Subset, step
 from palmette.fsm.limits import Limits
 from palmette.fsm.lower import Lowering
 from palmette.fsm.masks import Masks
-from palmette.fsm.shortest import Shortest
 from palmette.fsm.slices import Mask
 from palmette.fsm.table import Table
 from palmette.fsm.vocabulary import Vocabulary
 from palmette.fsm.walk import walk
 
+NO_WAY = 1 << 30  # a cost above every budget
 MAX_FORCED = 4096  # bytes that forced_bytes returns at most
 
 _REBUILD_AT = 0.8  # of the limit on states
-_REMEMBERED_STEPS = 1 << 20
+_REMEMBERED_STEPS = 1 << 17
+_REMEMBERED_COSTS = 16  # states, the first computed goes first: only the last tokens of a budget need them
 
 
 class Automaton:
     """The automaton of `language` over `vocabulary`."""
 
     def __init__(
-        self, language: Language, vocabulary: Vocabulary, limits: Limits, clock: Callable[[], float] | None = None
+        self,
+        language: Language,
+        vocabulary: Vocabulary,
+        limits: Limits,
+        clock: Callable[[], float] | None = None,
+        started: float | None = None,
     ) -> None:
+        """`clock` and `started` (`Budget`) bound the time that building takes."""
         self.language = language
         self.vocabulary = vocabulary
         self.limits = limits
         self.epoch = 0
-        self._build(clock)
+        self._most_states = _REBUILD_AT * limits.dfa_states
+        self._most_nfa_states = _REBUILD_AT * limits.nfa_states
+        self._build(clock, started)
 
-    def _build(self, clock: Callable[[], float] | None) -> None:
-        self.budget = Budget(self.limits, clock)
+    def _build(self, clock: Callable[[], float] | None = None, started: float | None = None) -> None:
+        self.budget = Budget(self.limits, clock, started)
         lowering = Lowering(self.budget, self.vocabulary.single_bytes)
         self.machine: Subset = lowering.automaton(self.language)
         self.masks = Masks(self.vocabulary, self.machine, self.budget)
-        self._shortest: Shortest | None = None
+        self._nfa_items = self.machine.nfa.items, self.masks.nfa.items
+        self._item_costs: Costs | None = None
         self._steps: dict[int, int] = {}
-        self._costs: dict[int, int] = {}
-        self._table = Table(self.machine)  # of exact states: masks have a table of their own
-        self._token_costs: dict[int, tuple[npt.NDArray[np.intp], npt.NDArray[np.int32]]] = {}
+        self._costs: dict[int, tuple[int, int]] = {}
+        shared = self.masks.table.machine is self.machine
+        self._table = self.masks.table if shared else Table(self.machine)  # of exact states
+        self._token_costs: dict[int, npt.NDArray[np.int32]] = {}
         self._forced: dict[int, tuple[bytes, int]] = {}
 
     @property
@@ -59,13 +71,10 @@ class Automaton:
 
     def begin_step(self) -> None:
         """A new step of one matcher: its share of new states starts, and an automaton grown too large is rebuilt."""
-        nfa_states = max(len(self.machine.nfa.items), self.masks.num_nfa_states)
-        if (
-            self.budget.states > _REBUILD_AT * self.limits.dfa_states
-            or nfa_states > _REBUILD_AT * self.limits.nfa_states
-        ):
+        exact, masked = self._nfa_items
+        if self.budget.states > self._most_states or max(len(exact), len(masked)) > self._most_nfa_states:
             self.epoch += 1
-            self._build(None)
+            self._build()
         self.budget.begin_step()
 
     def mask(self, state: int) -> Mask:
@@ -111,25 +120,38 @@ class Automaton:
 
     def cost_to_accept(self, state: int) -> int:
         """An upper bound on the tokens that lead from `state` to a finished sequence, end-of-sequence included."""
-        found = self._costs.get(state)
-        if found is None:
-            if self._shortest is None:
-                self._shortest = Shortest(self.machine.nfa)
-            word = self._shortest.of_dfa_state(self.machine, state)
-            found = self._costs[state] = len(self.vocabulary.greedy(word)) + 1
+        return (self._costs.get(state) or self._new_costs(state))[0]
+
+    def peak(self, state: int) -> int:
+        """An upper bound on cost_to_accept behind any one token from `state`."""
+        return (self._costs.get(state) or self._new_costs(state))[1]
+
+    def _new_costs(self, state: int) -> tuple[int, int]:
+        if self._item_costs is None:
+            self._item_costs = Costs(self.machine.nfa, self.vocabulary)
+        cost, peak = self._item_costs.of_states(self.machine.members[state])
+        found = self._costs[state] = cost + 1, peak + 1
         return found
 
-    def token_costs(self, state: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int32]]:
-        """Tokens that keep `state` alive, end-of-sequence aside, and cost_to_accept behind each of them."""
+    def token_costs(self, state: int) -> npt.NDArray[np.int32]:
+        """Per token id, cost_to_accept behind it; NO_WAY where it is not allowed, and for end-of-sequence.
+
+        As long as a mask's bits: ids beyond the vocabulary have NO_WAY too. Read-only; the cache's own.
+        """
         found = self._token_costs.get(state)
         if found is None:
             trie = self.vocabulary.trie
             nodes, reached = walk(self._table, trie, state)
-            at = np.full(trie.num_nodes, DEAD, np.int32)
-            at[nodes] = reached
-            ends = at[trie.token_nodes]
-            alive = ends != DEAD
-            states, which = np.unique(ends[alive], return_inverse=True)
-            costs = np.array([self.cost_to_accept(s) for s in states.tolist()], np.int32)
-            found = self._token_costs[state] = trie.token_ids[alive], costs[which]
+            costs = np.full(len(self.machine), NO_WAY, np.int32)
+            flags = np.zeros(len(self.machine), bool)
+            flags[reached] = True
+            for to in flags.nonzero()[0].tolist():
+                costs[to] = min(self.cost_to_accept(to), NO_WAY)
+            at_node = np.full(trie.num_nodes, NO_WAY, np.int32)
+            at_node[nodes] = costs[reached]
+            found = np.full(self.vocabulary.mask_words * 32, NO_WAY, np.int32)
+            found[trie.token_ids] = at_node[trie.token_nodes]
+            if len(self._token_costs) >= _REMEMBERED_COSTS:
+                self._token_costs.pop(next(iter(self._token_costs)))
+            self._token_costs[state] = found
         return found

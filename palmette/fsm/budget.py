@@ -10,16 +10,19 @@ from collections.abc import Callable
 from palmette.errors import UnsupportedConstraint
 from palmette.fsm.limits import Limits, exceeded
 
-_TICKS_PER_LOOK = 512  # a look at the clock costs as much as many ticks
+_TICKS_PER_LOOK = 64  # a look at the clock costs as much as many ticks
 
 
 class Budget:
     """Counts new automaton states against `limits`, per step and in total, and looks at `clock` (seconds) if any."""
 
-    def __init__(self, limits: Limits, clock: Callable[[], float] | None = None) -> None:
+    def __init__(self, limits: Limits, clock: Callable[[], float] | None = None, started: float | None = None) -> None:
+        """`started`: what the clock said when compilation began; now, if not given."""
         self.limits = limits
         self._clock = clock
-        self._deadline = clock() + limits.compile_seconds if clock else 0.0
+        if clock and started is None:
+            started = clock()
+        self._deadline = (started or 0.0) + limits.compile_seconds
         self._ticks = 0
         self._stepping = False  # compiling is bounded by the totals and the clock instead
         self.states = 0

@@ -7,10 +7,8 @@ Prior art: TruncProof.
 
 from __future__ import annotations
 
-import numpy as np
-
 from palmette.errors import RequestError
-from palmette.fsm.automaton import Automaton
+from palmette.fsm.automaton import NO_WAY, Automaton
 from palmette.fsm.slices import Mask, pack
 
 
@@ -20,17 +18,15 @@ def budgeted_mask(automaton: Automaton, state: int, budget: int) -> Mask:
     Raises:
         RequestError: the bound from `state` itself is above `budget`.
     """
+    if automaton.peak(state) < budget:
+        return automaton.mask(state)
     cost = automaton.cost_to_accept(state)
     if cost > budget:
         raise RequestError(
             f"the shortest text that satisfies the constraint from here may need {cost} tokens, and {budget} are left: "
             "raise max_new_tokens"
         )
-    ids, costs = automaton.token_costs(state)
-    if len(costs) == 0 or int(costs.max()) < budget:
-        return automaton.mask(state)
-    bits = np.zeros(automaton.vocabulary.mask_words * 32, bool)
-    bits[ids[costs < budget]] = True
+    bits = automaton.token_costs(state) < min(budget, NO_WAY)
     if automaton.accepts(state):
         bits[list(automaton.vocabulary.eos_ids)] = True
     return pack(bits)

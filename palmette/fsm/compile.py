@@ -9,16 +9,21 @@ automaton grows as matchers walk it.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from palmette.errors import UnsupportedConstraint
 from palmette.fsm.automaton import Automaton
+from palmette.fsm.composite import Composer
 from palmette.fsm.language import to_language
 from palmette.fsm.limits import Limits
 from palmette.fsm.matcher import Matcher
+from palmette.fsm.reasoned import ReasonedMatcher
 from palmette.fsm.vocabulary import Vocabulary
 from palmette.specs import Spec
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,9 +39,13 @@ class Constraint:
     key: str
     unenforced: tuple[str, ...]  # keywords that strict=False left to a check after generation, as "pointer keyword"
     automaton: Automaton = field(repr=False)
+    reasoning: Constraint | None = None  # with a thinking budget: the reasoning up to its end, then anything
+    thinking_budget: int = 0  # tokens
 
     def matcher(self) -> Matcher:
         """A new cursor at the beginning."""
+        if self.reasoning is not None:
+            return ReasonedMatcher(self, self.reasoning, self.thinking_budget)
         return Matcher(self)
 
     def __eq__(self, other: object) -> bool:
@@ -60,8 +69,18 @@ def compile(
         UnsupportedConstraint: something would not be enforced, nothing satisfies it, or a limit is crossed.
     """
     limits = limits or Limits()
-    language, unenforced = to_language(spec, limits, clock)
+    started = clock() if clock is not None else None
+    special = vocabulary.template_bytes
+    language, unenforced = to_language(spec, limits, clock, special=special)
     if not vocabulary.single_bytes:
         raise UnsupportedConstraint("", "vocabulary", "no token is a single byte, so no text can be completed")
-    automaton = Automaton(language, vocabulary, limits, clock)
-    return Constraint(spec, vocabulary, limits, constraint_key(spec, vocabulary, limits), unenforced, automaton)
+    automaton = Automaton(language, vocabulary, limits, clock, started)
+    if clock is not None and started is not None and clock() - started > limits.slow_compile_seconds:
+        _logger.warning("compiling a constraint took %.1f s: it may delay others", clock() - started)
+    key = constraint_key(spec, vocabulary, limits)
+    bounded = Composer(limits, clock, special).reasoning(spec)
+    if bounded is None:
+        return Constraint(spec, vocabulary, limits, key, unenforced, automaton)
+    thinking = Automaton(bounded.language, vocabulary, limits, clock, started)
+    reasoning = Constraint(spec, vocabulary, limits, f"{key} reasoning", (), thinking)
+    return Constraint(spec, vocabulary, limits, key, unenforced, automaton, reasoning, bounded.budget)

@@ -26,7 +26,8 @@ class Limits:
     dfa_states: int = 50_000  # sets of them alive in one automaton
     dfa_states_per_step: int = 2_000  # new ones with more than one member that one token's mask may need
     members_per_step: int = 500_000  # members of all sets that one token's mask may need
-    compile_seconds: float = 5.0  # checked inside the loops of compilation
+    slow_compile_seconds: float = 2.0  # soft: a longer compilation is served, and logged as a warning
+    compile_seconds: float = 4.5  # hard: checked inside the loops of compilation
     mask_cache_bytes: int = 256 << 20  # of one constraint
     cached_constraints: int = 512
 

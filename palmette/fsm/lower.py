@@ -16,6 +16,7 @@ from palmette.fsm.algebra import (
     Chars,
     Explicit,
     JsonText,
+    Keyed,
     Language,
     Literal,
     Node,
@@ -31,7 +32,7 @@ from palmette.fsm.dfa import Machine, Product, Subset
 from palmette.fsm.nfa import DONE, Nfa
 from palmette.fsm.program import EPS, NEVER, NO_LIMIT, Kind, Program
 from palmette.fsm.trampoline import Call, run
-from palmette.fsm.utf8 import char_graph, json_escape, word_graph
+from palmette.fsm.utf8 import char_graph, json_text, word_graph
 
 
 class Lowering:
@@ -85,16 +86,20 @@ class Lowering:
     def _new_item(self, node: Node, json: bool) -> Call[int]:
         program = self.program
         if isinstance(node, Literal):
-            return self._word(node.text, json)
+            return program.text(_encoded(node.text, json))
         if isinstance(node, Chars):
             return self._characters(node.set, json)
         if isinstance(node, Words):
-            return word_graph([_encoded(t, json) for t in node.texts], EPS, program.bytes_node)
+            return word_graph([_encoded(t, json) for t in node.texts], program.bytes_node, program.text)
         if isinstance(node, Seq | Alt):
             items = []
             for part in node.parts:
                 items.append((yield self._item(part, json)))
             return program.cat(tuple(items)) if isinstance(node, Seq) else program.alt(tuple(items))
+        if isinstance(node, Keyed):
+            others = yield self._item(node.others, json)
+            then = yield self._item(node.then, json)
+            return program.with_word(others, b'"' + _encoded(node.name, True) + b'"', then)
         if isinstance(node, Repeat):
             inner = yield self._item(node.part, json)
             return program.rep(inner, node.low, NO_LIMIT if node.high is None else node.high)
@@ -125,12 +130,6 @@ class Lowering:
         if node.multiline:
             return program.anchor(Kind.LINE_END if node.end else Kind.LINE_START)
         return program.anchor(Kind.END if node.end else Kind.START)
-
-    def _word(self, text: str, json: bool) -> int:
-        node = EPS
-        for byte in reversed(_encoded(text, json)):
-            node = self.program.bytes_node(((byte, byte, node),), False)
-        return node
 
     def _characters(self, chars: CharSet, json: bool) -> int:
         key = (chars, json)
@@ -253,4 +252,4 @@ class Lowering:
 
 
 def _encoded(text: str, json: bool) -> bytes:
-    return b"".join(json_escape(ord(c)) for c in text) if json else text.encode()
+    return (json_text(text) if json else text).encode()

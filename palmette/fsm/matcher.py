@@ -6,22 +6,22 @@ holds exactly the next of them until they are read, whether or not the engine ju
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from palmette.errors import RequestError
+from palmette.errors import RequestError, UnsupportedConstraint
 from palmette.fsm.budgeted import budgeted_mask
+from palmette.fsm.cursor import Encode
 from palmette.fsm.dfa import DEAD
+from palmette.fsm.retokenize import paper_jump
 from palmette.fsm.slices import Mask
 from palmette.fsm.stable import stable_prefix
 
 if TYPE_CHECKING:
     from palmette.fsm.compile import Constraint
-
-Encode = Callable[[bytes], Sequence[int] | None]  # the tokenizer, on text without special tokens; None = cannot say
 
 
 class Matcher:
@@ -173,10 +173,28 @@ class Matcher:
         self._plans[-1] = tuple(tokens)
         return tokens
 
+    def paper_jump(self, encode: Encode, emitted: Sequence[int]) -> tuple[int, list[int]]:
+        """`retokenize.paper_jump` from here; `emitted` are all tokens read so far."""
+        self._automaton.begin_step()
+        return paper_jump(self._automaton, self._state(), encode, emitted)
+
     def cost_to_accept(self) -> int:
         """An upper bound on the tokens to a finished sequence, end-of-sequence included; 0 once terminated."""
         self._automaton.begin_step()
         return 0 if self._ended_at is not None else self._automaton.cost_to_accept(self._state())
+
+    def prefetch(self, limit: int = 8) -> int:
+        """Compute up to `limit` masks that the next token may lead to, while nobody waits; returns how many were new.
+
+        Takes up to some milliseconds, changes no answer and raises nothing for a crossed limit: a later step will.
+        """
+        if self._ended_at is not None or len(self._plans[-1]) > 1:
+            return 0
+        self._automaton.begin_step()
+        try:
+            return self._automaton.masks.prefetch(self._state(), limit)
+        except UnsupportedConstraint:
+            return 0
 
     def _budgeted(self, budget: int) -> Mask:
         self._automaton.begin_step()

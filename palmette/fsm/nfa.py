@@ -112,6 +112,9 @@ class Nfa:
                             edges.append((_NEWLINE, _NEWLINE, self.state(node, rest)))
                 if arg[1]:
                     pushed.append(rest)
+            elif kind == Kind.TEXT:
+                if following == _ANY_NEXT or (following == _LINE_END_NEXT and arg[0] == _NEWLINE):
+                    edges.append((arg[0], arg[0], self.state(program.text(arg[1:]), rest)))
             elif kind == Kind.CAT:
                 top = rest
                 for part in reversed(arg):

@@ -6,6 +6,7 @@ unfolded into states is `nfa`'s.
 
     EPS                    the empty word
     BYTES (edges, final)   a node of a byte graph; `final` = a word may end here
+    TEXT bytes             exactly these, one or more of them; its tails become items as they are reached
     CAT items, ALT items   concatenation, alternation
     REP (item, low, high)  counted repetition; high -1 = unbounded; the item is never nullable on its face
     CALL rule              a recursive rule: pushes a frame
@@ -17,6 +18,7 @@ unfolded into states is `nfa`'s.
 from __future__ import annotations
 
 from enum import IntEnum
+from itertools import accumulate, pairwise
 from typing import Any
 
 from palmette.fsm.utf8 import Edges
@@ -35,11 +37,13 @@ class Kind(IntEnum):
     END = 9
     LINE_START = 10
     LINE_END = 11
+    TEXT = 12
 
 
 EPS, NEVER, RET = 0, 1, 2  # the items made by every Program
 NO_LIMIT = -1
 FOREVER = 1 << 30  # as a lower bound: a saturated count, which never lets go
+_LONGEST_TEXT = 64  # bytes of one TEXT: reading one makes an item of each of its tails
 
 
 class Program:
@@ -48,6 +52,8 @@ class Program:
     def __init__(self, alphabet: frozenset[int] | None = None) -> None:
         """`alphabet`: the bytes that can be written at all; words with others do not exist. None = all bytes."""
         self._missing = frozenset() if alphabet is None else frozenset(range(256)) - alphabet
+        self._missing_below = [0, *accumulate(byte in self._missing for byte in range(256))]
+        self.largest_count = 0  # of the repetitions; an open end does not count
         self.kinds: list[Kind] = []
         self.args: list[Any] = []
         self.nullable: list[bool] = []  # surely contains the empty word; a CALL or an anchor never surely does
@@ -67,17 +73,77 @@ class Program:
             return EPS if final else NEVER
         return self._intern(Kind.BYTES, (edges, final), final)
 
+    def text(self, data: bytes) -> int:
+        """Exactly `data`."""
+        if not self._missing.isdisjoint(data):
+            return NEVER
+        if len(data) <= _LONGEST_TEXT:
+            return self._intern(Kind.TEXT, data, False) if data else EPS
+        first = len(data) % _LONGEST_TEXT
+        cuts = [0, *range(first or _LONGEST_TEXT, len(data) + 1, _LONGEST_TEXT)]
+        return self.cat(tuple(self.text(data[a:b]) for a, b in pairwise(cuts)))
+
+    def with_word(self, words: int, data: bytes, then: int) -> int:
+        """`words`, or `data` and then `then`: one more word of the trie that earlier calls have made.
+
+        Only the way down to the new word is made anew, so that the tries of n, n-1, n-2 .. words share their nodes.
+        """
+        if then == NEVER or not self._missing.isdisjoint(data):
+            return words
+        above: list[tuple[bytes, tuple[tuple[int, int, int], ...]]] = []  # per branching: bytes before, other edges
+        at = words
+        while True:
+            parts = self.args[at] if self.kinds[at] == Kind.CAT else (at,)
+            if self.kinds[parts[0]] == Kind.TEXT:
+                text, behind = self.args[parts[0]], self.cat(parts[1:])
+            else:
+                text, behind = b"", at
+            shared = 0
+            while shared < min(len(text), len(data)) and text[shared] == data[shared]:
+                shared += 1
+            if shared < min(len(text), len(data)):
+                old = self.cat((self.text(text[shared + 1 :]), behind))
+                edges = [(text[shared], text[shared], old)]
+            elif shared == len(text) and shared < len(data) and self._is_branching(behind):
+                edges = list(self.args[behind][0])
+            else:  # not a trie, or a word that begins another
+                here = self.alt((at, self._then(data, then)))
+                break
+            byte = data[shared]
+            next_at = next((to for low, _, to in edges if low == byte), NEVER)
+            above.append((data[: shared + 1], tuple(e for e in edges if e[0] != byte)))
+            data = data[shared + 1 :]
+            if next_at == NEVER:
+                here = self._then(data, then)
+                break
+            at = next_at
+        for before, others in reversed(above):
+            node = self.bytes_node(tuple(sorted((*others, (before[-1], before[-1], here)))), False)
+            here = self._then(before[:-1], node)
+        return here
+
+    def _then(self, data: bytes, then: int) -> int:
+        text = self.text(data)
+        return self.cat((*(self.args[text] if self.kinds[text] == Kind.CAT else (text,)), then))
+
+    def _is_branching(self, item: int) -> bool:
+        """Whether it is a node of a trie of words that do not begin one another."""
+        if self.kinds[item] != Kind.BYTES:
+            return False
+        edges, final = self.args[item]
+        return not final and all(low == high for low, high, _ in edges)
+
     def _writable(self, edges: Edges) -> Edges:
-        if all(low == high for low, high, _ in edges):
-            return tuple(e for e in edges if e[0] not in self._missing)
+        below = self._missing_below
+        if all(below[high + 1] == below[low] for low, high, _ in edges):
+            return edges
         for byte in self._missing:
-            if any(low <= byte <= high for low, high, _ in edges):
-                edges = tuple(
-                    (a, b, node)
-                    for low, high, node in edges
-                    for a, b in ((low, min(high, byte - 1)), (max(low, byte + 1), high))
-                    if a <= b
-                )
+            edges = tuple(
+                (a, b, node)
+                for low, high, node in edges
+                for a, b in ((low, min(high, byte - 1)), (max(low, byte + 1), high))
+                if a <= b
+            )
         return edges
 
     def cat(self, items: tuple[int, ...]) -> int:
@@ -104,6 +170,8 @@ class Program:
             return EPS
         if low == high == 1:
             return item
+        if low != FOREVER:
+            self.largest_count = max(self.largest_count, low, high)
         return self._intern(Kind.REP, (item, low, high), low == 0)
 
     def machine(self, machine: Any, state: int, accepting: bool) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from palmette.fsm.charset import ANY, CharSet, charset, intersect, negate
+from palmette.fsm.charset import ANY, CharSet, charset, intersect, negate, union
 from palmette.fsm.dfa import Machine
 from palmette.fsm.trie import Trie
 from palmette.fsm.utf8 import Edges, char_graph
@@ -21,12 +21,15 @@ Mask = npt.NDArray[np.uint32]
 
 _ASCII = charset([(0, 0x7F)])
 _JSON_TEXT = negate(charset([(0, 0x1F), (0x22, 0x22), (0x5C, 0x5C)]))
+_WORD = charset([(0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A)])
 # (class, turns after which the search for a repeating state gives up). A class beyond ASCII has many states per
 # character, so it is only worth while where the automaton comes back to the same state at once.
 _CLASSES: tuple[tuple[CharSet, int], ...] = (
     (_JSON_TEXT, 3),
     (intersect(_JSON_TEXT, _ASCII), 1 << 30),
-    (charset([(0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A)]), 1 << 30),
+    (union(_WORD, charset([(0x20, 0x20)])), 1 << 30),
+    (_WORD, 1 << 30),
+    (charset([(0x41, 0x5A), (0x61, 0x7A)]), 1 << 30),
     (charset([(0x61, 0x7A)]), 1 << 30),
 )
 _WORTH_TOKENS = 1000  # a smaller slice saves less than its test costs

@@ -39,8 +39,15 @@ class Table:
         for low, high, to in segments:
             row[low : high + 1] = to
 
+    def next(self, state: int, byte: int) -> int:
+        """One entry, its row made if need be."""
+        if state >= len(self.rows) or (to := self.rows.item(state, byte)) == UNKNOWN:
+            self.fill(state)
+            to = self.rows.item(state, byte)
+        return to
+
     def require(self, states: npt.NDArray[np.int32]) -> None:
-        """Fill the rows of `states` (distinct) that are missing."""
-        for state in states.tolist():
+        """Fill the rows of `states` that are missing."""
+        for state in dict.fromkeys(states.tolist()):
             if state >= len(self.rows) or self.rows[state, 0] == UNKNOWN:
                 self.fill(state)

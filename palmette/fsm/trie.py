@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 IndexArray = npt.NDArray[np.intp]
 
+NO_TOKEN = -1  # as an index it is the last of a row of flags, which has one more flag than there are tokens
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrieLevel:
@@ -35,6 +37,8 @@ class Trie:
     token_start: IndexArray  # (num_nodes + 1,) into token_ids
     token_ids: IndexArray  # ids in the order of their nodes; several where tokens have equal bytes
     token_nodes: IndexArray  # (len(token_ids),) the node of each
+    first_ids: IndexArray  # (num_nodes,) the lowest id that ends here, NO_TOKEN where none does
+    shared: dict[int, IndexArray]  # node -> all ids that end there, where there are several
 
     @staticmethod
     def build(tokens: Sequence[tuple[bytes, int]]) -> Trie:
@@ -72,4 +76,9 @@ class Trie:
         order = np.argsort(end_node, kind="stable")
         nodes = end_node[order]
         token_start = np.searchsorted(nodes, np.arange(offset + 1))
-        return Trie(tuple(levels), offset, token_start, ids[order], nodes)
+        ids = ids[order]
+        first_ids = np.full(offset, NO_TOKEN, np.intp)
+        first_ids[nodes[::-1]] = ids[::-1]
+        several = np.flatnonzero(token_start[1:] - token_start[:-1] > 1)
+        shared = {n: ids[token_start[n] : token_start[n + 1]] for n in several.tolist()}
+        return Trie(tuple(levels), offset, token_start, ids, nodes, first_ids, shared)

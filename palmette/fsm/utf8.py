@@ -6,16 +6,20 @@ caller interns nodes, so equal tails are shared. Knows nothing of automata.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+from itertools import pairwise
 from typing import TypeAlias
 
-from palmette.fsm.charset import CharSet, charset, contains, subtract
+from palmette.fsm.charset import CharSet, charset, contains, intersect, subtract
 
 Edges: TypeAlias = tuple[tuple[int, int, int], ...]  # (first byte, last byte, node), sorted and disjoint
 MakeNode: TypeAlias = Callable[[Edges, bool], int]  # edges, whether a word may end here -> node id
 Path: TypeAlias = tuple[tuple[int, int], ...]  # byte ranges of one or more encoded characters
 
 _SHORT_ESCAPES = {8: b"\\b", 9: b"\\t", 10: b"\\n", 12: b"\\f", 13: b"\\r", 34: b'\\"', 92: b"\\\\"}
+_NEEDS_ESCAPE = re.compile(r'[\x00-\x1f"\\]')
 JSON_ESCAPED = charset([(0, 0x1F), (0x22, 0x22), (0x5C, 0x5C)])
 
 
@@ -26,48 +30,60 @@ def json_escape(code_point: int) -> bytes:
     return chr(code_point).encode()
 
 
+def json_text(text: str) -> str:
+    """`text` as the inside of a JSON string."""
+    if not _NEEDS_ESCAPE.search(text):
+        return text
+    return "".join(json_escape(ord(c)).decode() for c in text)
+
+
 def char_graph(chars: CharSet, end: int, make: MakeNode, *, json: bool) -> int:
     """The node from which one character of `chars` (not empty) leads to `end`."""
+    return _graph(_paths(chars, json), 0, end, make)
+
+
+@lru_cache(maxsize=256)
+def _paths(chars: CharSet, json: bool) -> list[Path]:
+    """The encodings of `chars`, ascending. Callers do not change the list."""
     paths: list[Path] = []
     if json:
-        for c in range(0x5D):
-            if contains(JSON_ESCAPED, c) and contains(chars, c):
+        for low, high in intersect(chars, JSON_ESCAPED):
+            for c in range(low, high + 1):
                 paths.append(tuple((b, b) for b in json_escape(c)))
         chars = subtract(chars, JSON_ESCAPED)
     for low, high in chars:
         _encode_range(low, high, paths)
-    return _graph(sorted(paths), 0, end, make)
+    return sorted(paths)
 
 
-def word_graph(words: Sequence[bytes], end: int, make: MakeNode) -> int:
-    """The node from which each of `words` leads to `end`; built as a trie whose equal tails are one node."""
+def word_graph(words: Sequence[bytes], make: MakeNode, make_text: Callable[[bytes], int]) -> int:
+    """The item that is each of `words`: a trie down to where a word is told apart, and what is left of it as a text."""
     words = sorted(set(words))
+    shared = [0, *(_common_prefix(a, b) for a, b in pairwise(words)), 0]
     # One open node per letter of the current word; a node is closed once no later word can pass through it.
     open_edges: list[list[tuple[int, int, int]]] = [[]]
     finals = [False]
-    previous = b""
-
-    def close_to(depth: int) -> None:
-        while len(open_edges) > depth + 1:
-            edges, final = open_edges.pop(), finals.pop()
-            node = end if final and not edges else make(tuple(edges), final)
-            letter = previous[len(open_edges) - 1]
-            open_edges[-1].append((letter, letter, node))
-
-    for word in words:
-        shared = 0
-        for a, b in zip(previous, word, strict=False):
-            if a != b:
-                break
-            shared += 1
-        close_to(shared)
-        for _ in range(len(word) - shared):
+    for i, word in enumerate(words):
+        own = max(shared[i], shared[i + 1])  # bytes that another word has too: so many nodes
+        for _ in range(own - len(open_edges) + 1):
             open_edges.append([])
             finals.append(False)
-        finals[-1] = True
-        previous = word
-    close_to(0)
-    return end if not open_edges[0] else make(tuple(open_edges[0]), finals[0])
+        if own == len(word):
+            finals[own] = True
+        else:
+            open_edges[own].append((word[own], word[own], make_text(word[own + 1 :])))
+        while len(open_edges) > shared[i + 1] + 1:
+            node = make(tuple(open_edges.pop()), finals.pop())
+            letter = word[len(open_edges) - 1]
+            open_edges[-1].append((letter, letter, node))
+    return make(tuple(open_edges[0]), finals[0])
+
+
+def _common_prefix(a: bytes, b: bytes) -> int:
+    shorter = min(len(a), len(b))
+    if a[:shorter] == b[:shorter]:
+        return shorter
+    return next(i for i in range(shorter) if a[i] != b[i])
 
 
 def _encode_range(low: int, high: int, out: list[Path]) -> None:

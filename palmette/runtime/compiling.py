@@ -12,13 +12,17 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from importlib.util import find_spec
 from queue import SimpleQueue
+from typing import TypeAlias
 
-from palmette.errors import PalmetteError
-from palmette.fsm.compile import Constraint, compile
-from palmette.fsm.limits import Limits
+from palmette.errors import PalmetteError, UnsupportedFeature
+from palmette.fsm.compile import compile as compile_spec
+from palmette.fsm.cursor import CompiledConstraint
+from palmette.fsm.llguidance_engine import LLGuidanceEngine
 from palmette.fsm.scan import Pattern
 from palmette.fsm.vocabulary import Vocabulary
+from palmette.runtime.config import ConstraintConfig
 from palmette.runtime.request import as_request_error
 from palmette.runtime.tokenizer import Tokenizer
 from palmette.specs import Spec
@@ -27,12 +31,20 @@ from palmette.specs import Spec
 class Compiler:
     """Thread-safe. Its constraints are not: they are for one thread."""
 
-    def __init__(self, tokenizer: Tokenizer, limits: Limits | None = None) -> None:
-        self.limits = limits or Limits()
+    def __init__(self, tokenizer: Tokenizer, config: ConstraintConfig | None = None) -> None:
+        """
+        Raises:
+            UnsupportedFeature: the engine it is to use is not installed.
+        """
+        self._config = config or ConstraintConfig()
+        self.limits = self._config.constraint_limits
+        self._llguidance: LLGuidanceEngine | None = None
+        if self._config.constraint_engine == "llguidance" and find_spec("llguidance") is None:
+            raise UnsupportedFeature("constraint_engine='llguidance'", "pip install 'palmette[llguidance]'")
         self._tokenizer = tokenizer
         self._vocabulary: Vocabulary | None = None
         self._building = threading.Lock()
-        self._cache: OrderedDict[Spec, Constraint] = OrderedDict()  # the last used at the end
+        self._cache: OrderedDict[Spec, CompiledConstraint] = OrderedDict()  # the last used at the end
         self._cache_lock = threading.Lock()
         self._patterns: dict[str, Pattern] = {}  # the engine's thread's
 
@@ -47,7 +59,7 @@ class Compiler:
                 self._vocabulary = vocabulary
             return self._vocabulary
 
-    def cached(self, spec: Spec) -> Constraint | None:
+    def cached(self, spec: Spec) -> CompiledConstraint | None:
         """What was compiled before, if it is still known."""
         with self._cache_lock:
             found = self._cache.get(spec)
@@ -55,7 +67,7 @@ class Compiler:
                 self._cache.move_to_end(spec)
             return found
 
-    def compile(self, spec: Spec) -> Constraint:
+    def compile(self, spec: Spec) -> CompiledConstraint:
         """
         Raises:
             UnsupportedConstraint: something would not be enforced, nothing satisfies it, or a limit is crossed.
@@ -63,13 +75,22 @@ class Compiler:
         known = self.cached(spec)
         if known is not None:
             return known
-        made = compile(spec, self.vocabulary, self.limits, clock=_clock)
+        made = self._compile(spec)
         made.matcher().mask()  # the first mask is part of the price
         with self._cache_lock:
             made = self._cache.setdefault(spec, made)  # two may have compiled it at once
             while len(self._cache) > self.limits.cached_constraints:
                 self._cache.popitem(last=False)
         return made
+
+    def _compile(self, spec: Spec) -> CompiledConstraint:
+        vocabulary = self.vocabulary
+        if self._config.constraint_engine == "palmette":
+            return compile_spec(spec, vocabulary, self.limits, clock=_clock)
+        with self._building:
+            if self._llguidance is None:
+                self._llguidance = LLGuidanceEngine(vocabulary, self._tokenizer.encode_bytes)
+        return self._llguidance.compile(spec)
 
     def pattern(self, text: str) -> Pattern:
         """A stop pattern, for the engine's thread alone; its automaton grows with the texts it is looked for in.
@@ -85,16 +106,21 @@ class Compiler:
         return known
 
 
+_Order: TypeAlias = tuple[Spec, Callable[[CompiledConstraint | PalmetteError], None]]
+
+
 class CompileThread:
     """Compiles in order of arrival. Its thread starts with the first specification."""
 
     def __init__(self, compiler: Compiler, *, name: str = "palmette-constraints") -> None:
         self._compiler = compiler
         self._name = name
-        self._inbox: SimpleQueue[tuple[Spec, Callable[[Constraint | PalmetteError], None]] | None] = SimpleQueue()
+        self._inbox: SimpleQueue[tuple[Spec, Callable[[CompiledConstraint | PalmetteError], None]] | None] = (
+            SimpleQueue()
+        )
         self._thread: threading.Thread | None = None
 
-    def submit(self, spec: Spec, done: Callable[[Constraint | PalmetteError], None]) -> None:
+    def submit(self, spec: Spec, done: Callable[[CompiledConstraint | PalmetteError], None]) -> None:
         """Compile `spec` and call `done`, on the compiling thread, with what came of it. Called by one thread."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
@@ -109,7 +135,7 @@ class CompileThread:
         while (order := self._inbox.get()) is not None:
             spec, done = order
             try:
-                result: Constraint | PalmetteError = self._compiler.compile(spec)
+                result: CompiledConstraint | PalmetteError = self._compiler.compile(spec)
             except Exception as error:  # noqa: BLE001 - one specification is one request's failure
                 result = as_request_error(error)
             done(result)

@@ -12,6 +12,8 @@ from palmette.errors import InvalidOption
 from palmette.fsm.limits import Limits
 
 DType = Literal["float32", "bfloat16", "float16"]
+Retokenize = Literal["safe", "off", "paper"]
+ConstraintEngine = Literal["palmette", "llguidance"]
 PolicyName = Literal["longest_prefix", "depth_first", "fcfs", "random"]
 
 
@@ -77,14 +79,26 @@ class SchedulerConfig:
 
 @dataclass(frozen=True, slots=True)
 class ConstraintConfig:
-    """How constrained requests are decoded. `jump_forward` changes speed, never results."""
+    """How constrained requests are decoded. `jump_forward` changes speed, never results.
+
+    `retokenize` says which tokens forced text becomes. "safe": those that are certain whatever follows, and what was
+    drawn is never rewritten. "off": none is forced, all tokenizations that the mask allows are the model's to choose.
+    "paper": as "off", but a jump tokenizes the whole text again, drawn tokens included (arXiv 2312.07104, section 4);
+    kept to reproduce that paper's figures, and without logprobs.
+    """
 
     jump_forward: bool = True  # False: forced tokens are decoded one by one, under masks that hold them alone
+    retokenize: Retokenize = "safe"
+    constraint_engine: ConstraintEngine = "palmette"  # "llguidance": see fsm.llguidance_engine
     constraint_limits: Limits = field(default_factory=Limits)  # what one constraint may cost
 
     def __post_init__(self) -> None:
         if not isinstance(self.jump_forward, bool):
             raise InvalidOption("jump_forward", self.jump_forward, "True or False")
+        _check_choice("retokenize", self.retokenize, get_args(Retokenize))
+        _check_choice("constraint_engine", self.constraint_engine, get_args(ConstraintEngine))
+        if self.retokenize == "paper" and self.constraint_engine != "palmette":
+            raise InvalidOption("retokenize", self.retokenize, "the paper's rule reads Palmette's own automaton")
         if not isinstance(self.constraint_limits, Limits):
             raise InvalidOption("constraint_limits", self.constraint_limits, "a palmette.fsm.limits.Limits")
 

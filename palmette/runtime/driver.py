@@ -20,7 +20,7 @@ from queue import Empty, SimpleQueue
 from typing import TypeAlias
 
 from palmette.errors import Cancelled, EngineDied, InvalidOption, PalmetteError
-from palmette.fsm.compile import Constraint
+from palmette.fsm.cursor import CompiledConstraint
 from palmette.runtime.compiling import CompileThread
 from palmette.runtime.engine import EngineCore
 from palmette.runtime.request import as_request_error, refusal
@@ -42,7 +42,7 @@ class _Submit:
 @dataclass(frozen=True, slots=True)
 class _Compiled:
     submit: _Submit
-    result: Constraint | PalmetteError
+    result: CompiledConstraint | PalmetteError
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +188,7 @@ class EngineThread:
         self._compiling[request.request_id] = submit
         self._compile.submit(spec, lambda result: self._inbox.put(_Compiled(submit, result)))
 
-    def _accept_compiled(self, submit: _Submit, result: Constraint | PalmetteError) -> None:
+    def _accept_compiled(self, submit: _Submit, result: CompiledConstraint | PalmetteError) -> None:
         if self._compiling.pop(submit.request.request_id, None) is not submit:
             return  # it was cancelled meanwhile
         if isinstance(result, PalmetteError):
@@ -196,7 +196,7 @@ class EngineThread:
         else:
             self._add(submit, result)
 
-    def _add(self, submit: _Submit, constraint: Constraint | None = None) -> None:
+    def _add(self, submit: _Submit, constraint: CompiledConstraint | None = None) -> None:
         try:
             self._core.add(submit.request, submit.at, constraint)
         except Exception as error:  # noqa: BLE001 - one request is one failure domain: it is told, nobody else

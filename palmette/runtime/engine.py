@@ -9,7 +9,7 @@ Used by one thread at a time. Knows no clock: time comes in as a number of secon
 from __future__ import annotations
 
 from palmette.errors import InvalidOption, PalmetteError, RequestError
-from palmette.fsm.compile import Constraint
+from palmette.fsm.cursor import CompiledConstraint
 from palmette.runtime.admission import Limits
 from palmette.runtime.compiling import Compiler
 from palmette.runtime.config import RuntimeConfig, resolve
@@ -45,7 +45,7 @@ class EngineCore:
         self.scheduler = scheduler
         self._runner = runner
         self._limits = limits
-        self.compiler = Compiler(tokenizer, config.constraints.constraint_limits)
+        self.compiler = Compiler(tokenizer, config.constraints)
         self._tokenizer = tokenizer
         self._events: list[Event] = []  # that the next step hands out
         self._num_requests = 0
@@ -55,7 +55,7 @@ class EngineCore:
         """Would a step do or say anything?"""
         return bool(self._events or self.scheduler.num_waiting or self.scheduler.num_running)
 
-    def add(self, request: Request, now: float, constraint: Constraint | None = None) -> None:
+    def add(self, request: Request, now: float, constraint: CompiledConstraint | None = None) -> None:
         """Queue a request; O(its length). One that can never run is answered by the next step.
 
         Args:
@@ -149,7 +149,7 @@ class EngineCore:
         embeddings = [self._runner.embed(e.job.request.token_ids, e.slots, e.row) for e in step.embeds]
         return evaluate(step, logits, embeddings)
 
-    def _guide(self, request: Request, constraint: Constraint | None) -> Guide | None:
+    def _guide(self, request: Request, constraint: CompiledConstraint | None) -> Guide | None:
         """
         Raises:
             UnsupportedConstraint: the constraint cannot be enforced.
@@ -158,13 +158,17 @@ class EngineCore:
         if not isinstance(request, GenerateRequest) or request.constraint is None or not request.params.max_new_tokens:
             return None
         constraint = constraint or self.compiler.compile(request.constraint)
-        tokenizer = self._tokenizer
+        tokenizer, options = self._tokenizer, self.config.constraints
+        if options.retokenize == "paper" and request.logprobs is not None:
+            raise InvalidOption("logprobs", "...", 'none with retokenize="paper": it rewrites tokens after their draw')
+        encode = {"safe": tokenizer.encode_certain, "paper": tokenizer.encode_bytes}.get(options.retokenize)
         guide = Guide(
             constraint.matcher(),
             token_bytes=tokenizer.token_bytes,
             eos_ids=tokenizer.eos_ids,
-            encode=tokenizer.encode_certain if tokenizer.is_certain else None,
-            jumps=self.config.constraints.jump_forward,
+            encode=encode,
+            rewrites=options.retokenize == "paper",
+            jumps=options.jump_forward,
             unenforced=constraint.unenforced,
         )
         needed, left = guide.min_tokens(), self._limits.max_new_tokens(request)

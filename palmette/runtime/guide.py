@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from palmette.fsm.matcher import Encode, Matcher
+from palmette.fsm.cursor import Cursor, Encode
+from palmette.fsm.matcher import Matcher
 from palmette.fsm.slices import Mask
 
 _TAIL = 32  # tokens that are looked back at for a place where the tokenizer always splits
@@ -31,24 +32,28 @@ class Guide:
 
     def __init__(
         self,
-        matcher: Matcher,
+        matcher: Cursor,
         *,
         token_bytes: Callable[[int], bytes],
         eos_ids: frozenset[int],
         encode: Encode | None,
         jumps: bool = True,
+        rewrites: bool = False,
         unenforced: tuple[str, ...] = (),
     ) -> None:
         """
         Args:
             encode: `Tokenizer.encode_certain`, where its tokens can be foretold; None: nothing is forced.
+            rewrites: jumps follow the paper's rule (`rewrite`), and no mask is narrowed to a forced token.
         """
-        self.jumps = jumps
+        self.jumps = jumps and not rewrites
+        self.rewrites = jumps and rewrites
         self.unenforced = unenforced
         self._matcher = matcher
         self._token_bytes = token_bytes
         self._eos_ids = eos_ids
-        self._encode = encode
+        self._encode = None if rewrites else encode
+        self._encode_whole = encode if rewrites else None
         self._recent: list[int] = []  # the last tokens read, at most _TAIL
         self._words: Mask | None = None
         self._plan()
@@ -112,6 +117,28 @@ class Guide:
         del self._recent[:-_TAIL]
         if not self._matcher.forced_plan:
             self._plan()
+
+    def rewrite(self, emitted: Sequence[int], left: int) -> tuple[int, list[int]] | None:
+        """The paper's jump: how many of the `emitted` tokens stay, and the tokens behind them; None without a jump.
+
+        Args:
+            left: tokens that may still come.
+        """
+        matcher = self._matcher
+        if self._encode_whole is None or not self.rewrites or not isinstance(matcher, Matcher):
+            return None
+        kept, tokens = matcher.paper_jump(self._encode_whole, emitted)
+        new = kept + len(tokens) - len(emitted)
+        if not tokens or new >= left:
+            return None
+        before = matcher.fork()
+        matcher.rollback(len(emitted) - kept)
+        for token in tokens:
+            matcher.advance(token)
+        if matcher.cost_to_accept() - 1 > left - new:  # the jump would take the room that the end needs
+            self._matcher = before
+            return None
+        return kept, tokens
 
     def _plan(self) -> None:
         if self._encode is None:

@@ -60,7 +60,9 @@ class Output:
         self._counts: dict[int, int] | None = (
             {} if params.frequency_penalty or params.presence_penalty or params.repetition_penalty != 1.0 else None
         )
+        self._token_bytes, self._stop, self._searches = token_bytes, params.stop, tuple(searches)
         self._detokenizer = Detokenizer(token_bytes, params.stop, searches)
+        self._num_out = 0  # characters that came out
         self._ended_by_token = False
 
     @property
@@ -74,7 +76,30 @@ class Output:
         return self._counts
 
     def push(self, token_id: int) -> Progress:
-        """Add a sampled token."""
+        """Add a token."""
+        progress = self._push(token_id)
+        self._num_out += len(progress.text)
+        return progress
+
+    def rewrite(self, kept: int, token_ids: Sequence[int]) -> Progress:
+        """Put `token_ids` behind the first `kept` tokens, instead of those there. They spell the same text and more."""
+        tokens = [*self.token_ids[:kept], *token_ids]
+        self.token_ids = []
+        if self._counts is not None:
+            self._counts = {}
+        searches = [scanner.pattern.scanner() for scanner in self._searches]
+        self._detokenizer = Detokenizer(self._token_bytes, self._stop, searches)
+        text, progress = "", Progress("", None, None)
+        for token in tokens:
+            progress = self._push(token)
+            text += progress.text
+            if progress.reason is not None:
+                break
+        new = text[self._num_out :]
+        self._num_out = len(text)
+        return progress._replace(text=new)
+
+    def _push(self, token_id: int) -> Progress:
         self.token_ids.append(token_id)
         if token_id in self._end_ids:
             self._ended_by_token = True

@@ -11,6 +11,7 @@ Knows what was asked, what has been computed and which slots hold it. Plain inte
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -176,6 +177,7 @@ class GenerateJob(Job):
         "forced_logprobs",
         "guide",
         "num_forced",
+        "num_rewritten",
         "output",
         "prompt_logprobs",
         "request",
@@ -194,6 +196,7 @@ class GenerateJob(Job):
         if self.logprob_start == 0:
             self.prompt_logprobs.append(TokenLogprob(self.tokens[0], None))
         self.num_forced = 0
+        self.num_rewritten = 0  # drawn tokens that a jump of the paper's kind replaced
         self.steered = False  # the end of the token budget changed a draw
         self.withheld: Added | None = None  # forced tokens, the last of `tokens`, that nobody was told of
         self.forced_logprobs: list[TokenLogprob] = []  # of the first of them
@@ -275,6 +278,21 @@ class GenerateJob(Job):
             self.extend_end = len(self.tokens)
         return forced
 
+    def rewrite(self, kept: int, token_ids: Sequence[int]) -> Added:
+        """Take in a jump of the paper's kind, which the guide has read. Not while the job runs."""
+        assert self.status is Status.WAITING, "its keys and values belong to other tokens"
+        assert self.guide is not None, "only a constraint jumps"
+        old = len(self.output.token_ids)
+        text, reason, matched = self.output.rewrite(kept, token_ids)
+        self.num_rewritten += old - kept
+        self.num_forced += len(self.output.token_ids) - old
+        del self.tokens[self.prompt_len :]
+        self.tokens.extend(self.output.token_ids)
+        self.peak_len = min(self.peak_len, self.prompt_len + kept)
+        if reason is not FinishReason.STOP and self.guide.is_complete:
+            reason = FinishReason.STOP
+        return Added(text, tuple(token_ids[old - kept :]), reason, matched)
+
     def take_forced_logprobs(self) -> tuple[TokenLogprob, ...]:
         """Those of the tokens that are withheld no longer."""
         taken, self.forced_logprobs = tuple(self.forced_logprobs), []
@@ -317,6 +335,7 @@ class GenerateJob(Job):
                 cached_tokens=self.cached,
                 sampled_tokens=generated - self.num_forced,
                 forced_tokens=self.num_forced,
+                retokenized_tokens=self.num_rewritten,
                 wasted_tokens=generated if is_lost else kept.num_dropped,
                 seconds=now - self.submitted,
             ),

@@ -410,6 +410,21 @@ class Scheduler:
         assert event is not None, "a drawn token is told of"
         return event
 
+    def _rewritten(self, job: GenerateJob) -> Added:
+        """What the paper's jump adds. Tokens change under their keys and values, so the job is queued again and finds
+        what is left of them in the tree."""
+        assert job.guide is not None, "only a constraint jumps"
+        jump = job.guide.rewrite(job.output.token_ids, job.num_left)
+        if jump is None:
+            return Added()
+        if job.status is Status.RUNNING:
+            self._requeue(job, keep=True)
+            self.counters.retractions -= 1  # not for want of memory
+        forced = job.num_forced
+        added = job.rewrite(*jump)
+        self.counters.forced_tokens += job.num_forced - forced
+        return added
+
     def _told(
         self, job: GenerateJob, added: Added, logprobs: tuple[TokenLogprob, ...], now: float
     ) -> TokenEvent | None:
@@ -421,6 +436,8 @@ class Scheduler:
                 job.withheld = forced  # until their logprobs are known
             else:
                 added = added.then(forced)
+        if added.reason is None and job.guide is not None and job.guide.rewrites:
+            added = added.then(self._rewritten(job))
         if added.reason is None:
             return TokenEvent(job.request_id, added.text, added.token_ids, logprobs) if added.token_ids else None
         event = job.last_event(

@@ -64,8 +64,12 @@ class Tokenizer(ABC):
 
     def encode_certain(self, data: bytes) -> list[int] | None:
         """The tokens of `data` by themselves; None where that says nothing of them inside a longer text."""
+        return self.encode_bytes(data) if self.is_certain else None
+
+    def encode_bytes(self, data: bytes) -> list[int] | None:
+        """The tokens of `data`; None where it is no UTF-8."""
         try:
-            return self.encode(data.decode()) if self.is_certain else None
+            return self.encode(data.decode())
         except UnicodeDecodeError:
             return None
 

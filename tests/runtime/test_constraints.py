@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from palmette.errors import PalmetteError, RequestError, UnsupportedConstraint
+from palmette.errors import InvalidOption, PalmetteError, RequestError, UnsupportedConstraint
 from palmette.fsm.limits import Limits
 from palmette.fsm.matcher import Matcher
 from palmette.runtime.engine import EngineCore
+from palmette.runtime.models.tiny import tiny_model
 from palmette.specs import Choices, Grammar, JsonSchema, Regex, SchemaOptions, Spec
 from palmette.types import FinishReason, GenerateRequest, LogprobParams, TokenEvent
 from tests.runtime.driving import Run, drive, engine, generate
@@ -286,3 +287,59 @@ def test_prompt_and_forced_start_are_shared_by_siblings() -> None:
     assert core.stats().computed_prompt_tokens <= len(PROMPT * 3) + 8
     assert core.stats().forced_tokens == 8 * start
     assert all(isinstance(e, TokenEvent) for e in drive(engine(), siblings).events["0"])
+
+
+# -- other ways to choose tokens ---------------------------------------------------------------------------------------
+
+
+def test_without_forcing_the_texts_conform_as_well() -> None:
+    run = drive(engine(retokenize="off"), requests())
+    for request in requests():
+        assert request.constraint is not None
+        assert conforms(request.constraint, run.text(request.request_id))
+        assert run.finish(request.request_id).usage.forced_tokens == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"page_size": 4, "chunk_size": 16}, {"enabled": False}])
+def test_the_papers_rule_writes_conforming_texts_with_jumps(options: dict[str, Any]) -> None:
+    """Merged tokens are rewritten by a jump, so the tiny model gets some."""
+    merged = [b'": "', b'", "', b"name", b'{"', b'"name"', *(b"%d-" % digit for digit in range(10))]
+    loaded = tiny_model(seed=3, extra_tokens=merged)
+    core = engine(loaded, retokenize="paper", **options)
+    run = drive(core, requests())
+    rewritten = 0
+    for request in requests():
+        assert request.constraint is not None
+        finish, text = run.finish(request.request_id), run.text(request.request_id)
+        assert finish.error is None
+        assert conforms(request.constraint, text)
+        assert loaded.tokenizer.decode(finish.token_ids) == text
+        rewritten += finish.usage.retokenized_tokens
+        assert finish.usage.completion_tokens == len(finish.token_ids) + (finish.matched is not None)
+    assert rewritten > 0
+    assert run.finish("town").usage.forced_tokens > 10
+    assert core.stats().retractions == 0
+
+
+def test_the_papers_rule_has_no_logprobs() -> None:
+    run = drive(
+        engine(retokenize="paper"), [generate("x", PROMPT, 9, constraint=Regex("ab[cd]"), logprobs=LogprobParams())]
+    )
+    assert isinstance(run.error("x"), InvalidOption)
+
+
+def test_llguidance_serves_what_our_grammars_refuse() -> None:
+    pytest.importorskip("llguidance")
+    left_recursive = Grammar('root ::= root "+" [0-9] | [0-9]')
+    assert isinstance(
+        drive(engine(), [generate("x", PROMPT, 9, constraint=left_recursive)]).error("x"), UnsupportedConstraint
+    )
+    core = engine(constraint_engine="llguidance")
+    wanted = [
+        generate("x", PROMPT, 15, constraint=left_recursive),
+        generate("y", PROMPT, 60, constraint=SPECS["phone"]),
+    ]
+    run = drive(core, wanted)
+    assert re.fullmatch(r"[0-9](\+[0-9])*\+?", run.text("x"))
+    assert conforms(SPECS["phone"], run.text("y"))
+    assert run.finish("y").usage.forced_tokens > 5

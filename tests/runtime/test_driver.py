@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from palmette.errors import Cancelled, EngineDied, HoleTimeout, InvalidOption, RequestError, UnsupportedConstraint
-from palmette.fsm.compile import Constraint
+from palmette.fsm.cursor import CompiledConstraint
 from palmette.runtime.driver import EngineThread
 from palmette.runtime.engine import EngineCore
 from palmette.specs import Regex, Spec
@@ -363,7 +363,7 @@ def test_constraints_are_compiled_off_the_engines_thread(make_thread: Make, monk
     compile_ = core.compiler.compile
     threads: list[str] = []
 
-    def slow(spec: Spec) -> Constraint:
+    def slow(spec: Spec) -> CompiledConstraint:
         threads.append(threading.current_thread().name)
         began.set()
         gate.wait(SECONDS)

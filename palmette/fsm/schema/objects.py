@@ -1,7 +1,8 @@
 """Objects of a schema: declared properties in their order, then further required ones, then additional ones.
 
 Optional properties cost one node each for every value of a counter; the counter is one bit (is a comma needed?) unless
-the number of properties is bounded in a way that the declaration does not already settle.
+the number of properties is bounded in a way that the declaration does not already settle. The names that may come next
+are one trie (`Keyed`), which those of later places share.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from palmette.fsm.algebra import (
     EMPTY,
     NEVER,
     And,
+    Keyed,
     Node,
     Not,
     Words,
@@ -45,7 +47,7 @@ def object_node(builder: Builder, flat: Flat) -> Node:
     names = shape.names
     if len(names) > builder.limits.properties:
         raise exceeded("properties", builder.limits.properties, flat.objects[0][0], f"{len(names)} properties")
-    members: list[tuple[Node, bool]] = []
+    members: list[tuple[str, Node, bool]] = []  # name, what follows it, whether it is required
     punctuation = builder.punctuation
     for name in names:
         builder.budget.tick()
@@ -55,9 +57,9 @@ def object_node(builder: Builder, flat: Flat) -> Node:
             if required:
                 return NEVER
             continue
-        members.append((seq(string_text(name), punctuation.colon, value), required))
+        members.append((name, seq(punctuation.colon, value), required))
     extra = shape.additional()
-    needed = sum(required for _, required in members)
+    needed = sum(required for _, _, required in members)
     if low <= needed:
         low = 0
     if high is not None and is_never(extra) and high >= len(members):
@@ -69,40 +71,56 @@ def object_node(builder: Builder, flat: Flat) -> Node:
 
 
 def _members(
-    builder: Builder, flat: Flat, members: list[tuple[Node, bool]], extra: Node, low: int, high: int | None
+    builder: Builder, flat: Flat, members: list[tuple[str, Node, bool]], extra: Node, low: int, high: int | None
 ) -> Node:
-    """From the last member to the first: row[c] = what may follow when c members (c = top: or more) were written."""
+    """From the last member to the first, per number of members written before (top = so many or more).
+
+    ends[c]: the ways to go on without another declared member; next_members[c]: those with one, without the comma.
+    """
     top = max(low, high + 1 if high is not None else 0, 1)
     if (top > 1 and top * (len(members) + 1) > MAX_COUNTED) or low > builder.limits.repeat:
         keyword = "minProperties" if low else "maxProperties"
         raise UnsupportedConstraint(flat.objects[0][0], keyword, f"counting {len(members)} properties takes too much")
     comma = builder.punctuation.comma
-    row: list[Node] = []
+    ends: list[Node] = []
     for count in range(top + 1):
         if high is not None and count > high:
-            row.append(NEVER)
+            ends.append(NEVER)
             continue
         more = None if high is None else high - count
         least = max(low - count, 0)
         if is_never(extra) or more == 0:
-            row.append(EMPTY if least == 0 else NEVER)
+            ends.append(EMPTY if least == 0 else NEVER)
         elif count:
-            row.append(repeat(seq(comma, extra), least, more))
+            ends.append(repeat(seq(comma, extra), least, more))
         else:
             rest = repeat(seq(comma, extra), max(least - 1, 0), None if more is None else more - 1)
             some = seq(extra, rest)
-            row.append(some if least else alt([EMPTY, some]))
-    for member, required in reversed(members):
+            ends.append(some if least else alt([EMPTY, some]))
+    next_members: list[Node] = [NEVER] * (top + 1)
+    for i in range(len(members) - 1, -1, -1):
         builder.budget.tick()
-        following = row
-        row = []
-        for count in range(top + 1):
-            after = following[min(count + 1, top)]
-            if high is not None and count >= high:
-                after = NEVER
-            written = chain(comma, member, after) if count else chain(member, after)
-            row.append(written if required else either(written, following[count]))
-    return row[0]
+        name, then, required = members[i]
+        following = next_members
+        next_members = []
+        after = [_row(comma, count, ends, following) for count in range(min(i + 1, top) + 1)]
+        if required:
+            ends = [NEVER] * (top + 1)
+        for count in range(min(i, top) + 1):
+            if count == top and high is None:  # one more member than top - 1 counts the same
+                next_members.append(next_members[-1])
+                continue
+            others = NEVER if required else following[count]
+            if high is None or count < high:
+                others = Keyed(name, chain(then, after[min(count + 1, top)]), others)
+            next_members.append(others)
+    return _row(comma, 0, ends, next_members)
+
+
+def _row(comma: Node, count: int, ends: list[Node], next_members: list[Node]) -> Node:
+    """What may follow when `count` members were written."""
+    some = next_members[count]
+    return either(ends[count], chain(comma, some) if count else some)
 
 
 class Shape:
@@ -236,10 +254,6 @@ class Shape:
     def _possible(self, elements: list[tuple[str, tuple[str, ...]]]) -> Conjunction | None:
         conjunction = tuple(sorted(set(elements)))
         return None if self.builder.flat(conjunction).never else conjunction
-
-
-def string_text(name: str) -> Node:
-    return string(Words((name,)))
 
 
 def _count(place: str, keyword: str, view: dict[str, Any], default: int) -> int:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Any
 
-from palmette.fsm.algebra import EMPTY, Chars, JsonText, Literal, Node, repeat, seq
+from palmette.fsm.algebra import EMPTY, Chars, JsonText, Literal, Node, Seq, repeat, seq
 from palmette.fsm.charset import charset
 from palmette.fsm.numbers import plain_decimal
 from palmette.fsm.trampoline import Call, run
+from palmette.fsm.utf8 import json_text
 from palmette.specs import SchemaOptions
 
 _WHITESPACE = Chars(charset([(9, 10), (13, 13), (32, 32)]))
@@ -23,6 +24,7 @@ class Punctuation:
     """The nodes between values."""
 
     def __init__(self, options: SchemaOptions) -> None:
+        self.is_fixed = not options.whitespace  # one text for every value
         space = repeat(_WHITESPACE, 0, options.whitespace) if options.whitespace else EMPTY
         gap = "" if options.compact else " "
         self.comma = seq(space, Literal("," + gap), space)
@@ -49,8 +51,19 @@ def number_text(value: int | float | Decimal) -> str:
 
 
 def value_node(value: Any, punctuation: Punctuation) -> Node:
-    """Exactly this value."""
-    return run(_value_node(value, punctuation))
+    """Exactly this value; a Literal where the punctuation is fixed, so that many values become one trie."""
+    node = run(_value_node(value, punctuation))
+    if punctuation.is_fixed and isinstance(node, Seq):
+        return Literal("".join(_written(part) for part in node.parts))
+    return node
+
+
+def _written(part: Node) -> str:
+    if isinstance(part, JsonText):
+        assert isinstance(part.part, Literal), "a value has one text"
+        return json_text(part.part.text)
+    assert isinstance(part, Literal), "a value has one text"
+    return part.text
 
 
 def _value_node(value: Any, punctuation: Punctuation) -> Call[Node]:
