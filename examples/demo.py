@@ -7,11 +7,33 @@ import sys
 import time
 
 import palmette as pm
-from examples import chat, classify, few_shot_qa, hello, judge, skeleton_of_thought
+from examples import (
+    chat,
+    classification_typed,
+    classify,
+    dates,
+    extraction,
+    few_shot_qa,
+    hello,
+    judge,
+    skeleton_of_thought,
+    tool_calls,
+)
 from palmette.interpreter.backends.local import Runtime
 from palmette.runtime.stats import Stats
 
-PROGRAMS = [hello, few_shot_qa, chat, skeleton_of_thought, judge, classify]
+PROGRAMS = [
+    hello,
+    few_shot_qa,
+    chat,
+    skeleton_of_thought,
+    judge,
+    classify,
+    classification_typed,
+    dates,
+    extraction,
+    tool_calls,
+]
 
 
 def main(model_path: str = "smollm2") -> None:

@@ -46,6 +46,7 @@ from palmette.lang.program import Program, function
 from palmette.lang.race import afirst, arace, first, race
 from palmette.lang.session import flush_cache, get_server_info, options, set_default_backend
 from palmette.lang.state import State
+from palmette.lang.tools import Tool, ToolCall, tool, tool_result
 
 if TYPE_CHECKING:
     from palmette.interpreter.backends.local import Runtime
@@ -62,6 +63,8 @@ __all__ = [
     "Program",
     "Runtime",
     "State",
+    "Tool",
+    "ToolCall",
     "afirst",
     "arace",
     "assistant",
@@ -86,6 +89,8 @@ __all__ = [
     "system_begin",
     "system_end",
     "token_length_normalized",
+    "tool",
+    "tool_result",
     "unconditional_likelihood_normalized",
     "user",
     "user_begin",

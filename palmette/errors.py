@@ -15,6 +15,8 @@ PalmetteError
 |  |- Cancelled                the hole, branch or program was cancelled
 |  |- BudgetExceeded           Budget(tokens=, seconds=, calls=) ran out
 |  |- HoleTimeout              gen(timeout=) ran out
+|  |- Truncated                a typed hole was cut or closed before its own end; carries text and partial
+|  |- InvalidValue             a validator of a hole's type refused its text; carries the text
 |  |- RetryExhausted           no attempt satisfied until=
 |  |- TraceStopped             tracing met a data-dependent branch
 |  `- ReplayMismatch           a replay differs from its record
@@ -45,6 +47,7 @@ __all__ = [
     "EngineDied",
     "HoleTimeout",
     "InvalidOption",
+    "InvalidValue",
     "ModelError",
     "ModelNotFound",
     "NoBackend",
@@ -59,6 +62,7 @@ __all__ = [
     "TemplateError",
     "TemplateNotIncremental",
     "TraceStopped",
+    "Truncated",
     "UnknownHole",
     "UnsupportedArchitecture",
     "UnsupportedConstraint",
@@ -179,6 +183,33 @@ class BudgetExceeded(ProgramError):
 
 class HoleTimeout(ProgramError, TimeoutError):
     """gen(timeout=) ran out before the hole was filled."""
+
+
+class Truncated(ProgramError):
+    """A typed hole did not come to its own end: the token budget closed it, or a stop string cut it.
+
+    `text` is what was written, `partial` what of it is complete, as plain data (None if nothing is).
+    """
+
+    def __init__(
+        self, message: str, *, text: str, partial: Any, hole: str | None = None, source: object = None
+    ) -> None:
+        super().__init__(message, hole=hole, source=source)
+        self.text, self.partial = text, partial
+
+
+class InvalidValue(ProgramError, ValueError):
+    """A typed hole's text has the form of its type, but a validator of the type refused it. `text` is that text."""
+
+    def __init__(self, text: str, reason: str, *, hole: str | None = None, source: object = None) -> None:
+        shown = text if len(text) <= 200 else f"{text[:200]}..."
+        super().__init__(
+            f"the type's own validation refused {shown!r}: {reason}; to draw again, write the hole in "
+            "`for attempt in s.retry(until=...)` with an `until` that reads it",
+            hole=hole,
+            source=source,
+        )
+        self.text, self.reason = text, reason
 
 
 class RetryExhausted(ProgramError):

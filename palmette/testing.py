@@ -6,12 +6,16 @@ weights: slow paths, caches and batching are real, only the text is nonsense.
 
 from __future__ import annotations
 
+import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from palmette.errors import Cancelled, EngineDied, PalmetteError, UnsupportedFeature
+from palmette.errors import Cancelled, EngineDied, PalmetteError, RequestError, UnsupportedFeature
+from palmette.specs import Spec
 from palmette.types import (
     Capabilities,
     Deliver,
@@ -24,6 +28,7 @@ from palmette.types import (
     ProgramEvent,
     Request,
     RolePieces,
+    SamplingParams,
     ScoreEvent,
     ScoreRequest,
     TextPiece,
@@ -33,10 +38,21 @@ from palmette.types import (
 )
 
 if TYPE_CHECKING:
+    from palmette.fsm.vocabulary import Vocabulary
     from palmette.interpreter.backends.local import Runtime
 
-Replies: TypeAlias = Callable[[str], str] | Mapping[str, str] | Sequence[str]
 
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A reply of a script that tells more than its text."""
+
+    text: str
+    steered: bool = False  # the token budget closed it: a typed hole raises Truncated
+
+
+Replies: TypeAlias = Callable[[str], str | Reply] | Mapping[str, str | Reply] | Sequence[str | Reply]
+
+CONSTRAINTS = ("regex", "choices", "json_schema", "grammar", "stop_regex")
 _BYTES = 256
 _BEGIN, _END = 256, 257  # role marks
 
@@ -46,10 +62,12 @@ class ScriptedBackend:
 
     Args:
         replies: a function of the prompt's text; or a mapping from the end of a prompt to its reply; or a list,
-            answered in the order of arrival.
+            answered in the order of arrival. A reply is a text, or a `Reply`.
         piece: characters of a reply that come in one event.
         manual: hold every request until `release()`; for tests of cancelling and of concurrency.
         score: the logprob of a token behind a prompt, for `select`; by default the longer the text the same.
+        constraints: kinds of constraint that it takes. A reply that does not satisfy the constraint of its hole fails
+            the request: a model under that constraint could not have written it.
 
     `requests` lists what was submitted, `program_events` the hints, `cancelled` the ids that were cancelled.
 
@@ -69,6 +87,7 @@ class ScriptedBackend:
         manual: bool = False,
         score: Callable[[str, str], float] | None = None,
         context_len: int = 1 << 20,
+        constraints: Iterable[str] = CONSTRAINTS,
     ) -> None:
         self._replies = list(replies) if isinstance(replies, Sequence) else replies
         self._piece = max(1, piece)
@@ -77,7 +96,9 @@ class ScriptedBackend:
         self._lock = threading.Lock()
         self._held: dict[str, tuple[Request, Deliver]] = {}
         self._closed = False
-        self.capabilities = Capabilities(model="scripted", digest="scripted", context_len=context_len)
+        self.capabilities = Capabilities(
+            model="scripted", digest="scripted", context_len=context_len, constraints=frozenset(constraints)
+        )
         self.requests: list[Request] = []
         self.program_events: list[ProgramEvent] = []
         self.cancelled: list[str] = []
@@ -178,13 +199,20 @@ class ScriptedBackend:
 
     def _reply(self, request: GenerateRequest) -> list[Event]:
         prompt = self.decode(request.token_ids)
-        text, matched = self._text(prompt), None
-        for stop in request.params.stop:
-            head, found, _ = text.partition(stop)
-            if found:
-                text, matched = head, stop
-        reason = FinishReason.STOP
-        if len(text.encode()) > request.params.max_new_tokens:
+        reply = self._text(prompt)
+        whole, steered = (reply.text, reply.steered) if isinstance(reply, Reply) else (reply, False)
+        text, written, matched = _stopped(whole, request.params)
+        reason = FinishReason.LENGTH if steered else FinishReason.STOP
+        is_cut = len(text.encode()) > request.params.max_new_tokens
+        if request.constraint is not None:
+            _check_reply(request.constraint, written, is_whole=matched is None)
+            if is_cut:
+                raise RequestError(
+                    f"the script's reply has {len(text.encode())} tokens, and max_new_tokens is "
+                    f"{request.params.max_new_tokens}: a constrained hole is closed in time, not cut; make the reply "
+                    "shorter, or say Reply(text, steered=True) for one that was closed"
+                )
+        if is_cut:
             text = text.encode()[: request.params.max_new_tokens].decode("utf-8", errors="ignore")
             reason, matched = FinishReason.LENGTH, None
         ids = tuple(text.encode())
@@ -195,10 +223,11 @@ class ScriptedBackend:
             tokens = tuple(piece.encode())
             rows = tuple(TokenLogprob(t, -1.0) for t in tokens) if request.logprobs else ()
             events.append(TokenEvent(request.request_id, piece, tokens, rows))
-        events.append(TokenEvent(request.request_id, finish=Finish(reason, ids, "", matched, usage)))
+        finish = Finish(reason, ids, "", matched, usage, steered=steered)
+        events.append(TokenEvent(request.request_id, finish=finish))
         return events
 
-    def _text(self, prompt: str) -> str:
+    def _text(self, prompt: str) -> str | Reply:
         if callable(self._replies):
             return self._replies(prompt)
         if isinstance(self._replies, Mapping):
@@ -224,6 +253,42 @@ class ScriptedBackend:
             alone if request.unconditional else (),
             Usage(prompt_tokens=len(request.token_ids)),
         )
+
+
+def _stopped(text: str, params: SamplingParams) -> tuple[str, str, str | None]:
+    """The text before what ends it, the text up to there, and what it was: the stop or pattern that is whole first."""
+    ends = [(at + len(stop), at, stop) for stop in params.stop if (at := text.find(stop)) >= 0]
+    for pattern in params.stop_regex:
+        found = re.compile(pattern)
+        places = ((end, at) for end in range(1, len(text) + 1) for at in range(end) if found.fullmatch(text, at, end))
+        ends += [(end, at, pattern) for end, at in places][:1]
+    if not ends:
+        return text, text, None
+    end, start, matched = min(ends)
+    return text[:start], text[:end], matched
+
+
+def _check_reply(spec: Spec, text: str, *, is_whole: bool) -> None:
+    """Raises RequestError for a reply that no model could have written under `spec`."""
+    from palmette.fsm.compile import compile as compile_spec  # brings numpy, which only constrained holes need
+
+    matcher = compile_spec(spec, _bytes_vocabulary()).matcher()
+    allowed = 0
+    for char in text:
+        if not matcher.advance_bytes(char.encode("utf-8", "surrogatepass")):
+            break
+        allowed += 1
+    if allowed < len(text) or (is_whole and not matcher.is_accepting):
+        what = f"what follows {text[:allowed][-40:]!r} does not" if allowed < len(text) else "it ends too early"
+        asked = repr(spec) if len(repr(spec)) <= 200 else f"{repr(spec)[:200]}..."
+        raise RequestError(f"the script's reply {text!r} does not satisfy the hole's constraint: {what} ({asked})")
+
+
+@lru_cache(maxsize=1)
+def _bytes_vocabulary() -> Vocabulary:
+    from palmette.fsm.vocabulary import Vocabulary
+
+    return Vocabulary([bytes([i]) for i in range(_BYTES)], eos_ids=())
 
 
 def _ended(request: Request, error: PalmetteError, reason: FinishReason = FinishReason.FAILED) -> Event:

@@ -62,6 +62,7 @@ class Automaton:
         self._costs: dict[int, tuple[int, int]] = {}
         shared = self.masks.table.machine is self.machine
         self._table = self.masks.table if shared else Table(self.machine)  # of exact states
+        self._worst_costs: dict[int, int] = {}
         self._token_costs: dict[int, npt.NDArray[np.int32]] = {}
         self._forced: dict[int, tuple[bytes, int]] = {}
 
@@ -131,6 +132,14 @@ class Automaton:
             self._item_costs = Costs(self.machine.nfa, self.vocabulary)
         cost, peak = self._item_costs.of_states(self.machine.members[state])
         found = self._costs[state] = cost + 1, peak + 1
+        return found
+
+    def worst_cost(self, state: int) -> int:
+        """The most that cost_to_accept is behind any one token that is allowed in `state`; exact, where `peak` is not."""
+        found = self._worst_costs.get(state)
+        if found is None:
+            costs = self.token_costs(state)
+            found = self._worst_costs[state] = int(costs.max(initial=0, where=costs < NO_WAY))
         return found
 
     def token_costs(self, state: int) -> npt.NDArray[np.int32]:

@@ -5,7 +5,8 @@ Knows counters and, when given one, a clock; raises the refusal that names the l
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from palmette.errors import UnsupportedConstraint
 from palmette.fsm.limits import Limits, exceeded
@@ -35,6 +36,15 @@ class Budget:
         self._stepping = True
         self.subsets_in_step = 0
         self.members_in_step = 0
+
+    @contextmanager
+    def outside_step(self) -> Iterator[None]:
+        """States made here count in total only: for work that bounds itself."""
+        stepping, self._stepping = self._stepping, False
+        try:
+            yield
+        finally:
+            self._stepping = stepping
 
     def tick(self) -> None:
         """One turn of a loop of compilation."""

@@ -17,14 +17,15 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from palmette.fsm.dfa import Machine
+from palmette.fsm.dfa import Product
 from palmette.fsm.nfa import DONE, Nfa
 from palmette.fsm.program import NEVER, Kind, Program
 from palmette.fsm.vocabulary import Vocabulary
 
 ENDLESS = 1 << 40  # no bound is known, or no word exists
 
-_MAX_STATES = 256  # of a checked automaton (`Product`) whose states are all looked at for a peak
+_MAX_STATES = 64  # of an automaton inside an item: with more its peak is not known
+_MAX_EXPLORED = 1024  # such states in all
 _SLOPES = (0, 1, 2, 4, 8, 16, 32, 64)
 
 # tokens to match it, bytes to match it at least, peak (see `Costs._peak`)
@@ -43,9 +44,10 @@ class Costs:
         self._items: dict[int, Cost] = {NEVER: _NO_WORD}
         self._spelled: dict[int, list[int]] = {}  # per text: fewest_tokens
         self._states: dict[int, tuple[int, int]] = {DONE: (0, 0)}  # cost, peak
-        self._words: dict[tuple[Machine, int, bool], bytes | None] = {}
+        self._words: dict[tuple[Product, int, bool], bytes | None] = {}
         self._runs: dict[int, tuple[list[int], list[int]]] = {}
-        self._reached: dict[Machine, tuple[set[int], int]] = {}  # states looked at together, and their peak
+        self._to_explore = _MAX_EXPLORED
+        self._reached: dict[Product, tuple[set[int], int]] = {}  # states looked at together, and their peak
         self._slope = 0  # tokens that a bound may grow by per byte read: recursion opens rules that must be closed
         self._rules: list[Cost] = []
         if self.program.rules:
@@ -191,33 +193,36 @@ class Costs:
             worst.append(max(worst[-1], left[-1]))
         return left, worst
 
-    def _of_machine(self, machine: Machine, start: int, accepting: bool) -> Cost:
+    def _of_machine(self, machine: Product, start: int, accepting: bool) -> Cost:
         word = self._word(machine, start, accepting=accepting)
         if word is None:
             return _NO_WORD
-        reached, peak = self._reached.get(machine, (set[int](), 0))
-        if start not in reached:
-            reached, peak = self._reached[machine] = self._explored(machine, start)
+        peak = machine.ends_within
+        if peak is None:
+            reached, peak = self._reached.get(machine, (set[int](), 0))
+            if start not in reached:
+                with self.nfa.budget.outside_step():
+                    reached, peak = self._reached[machine] = self._explored(machine, start)
         return fewest_tokens(self.vocabulary, word)[0], len(word), peak
 
-    def _explored(self, machine: Machine, start: int) -> tuple[set[int], int]:
+    def _explored(self, machine: Product, start: int) -> tuple[set[int], int]:
         """States that `start` leads to, itself included, and the most that any of them costs: bytes at most."""
         reached = {start}
         queue = [start]
         peak = 0
-        while queue:
+        for _ in range(_MAX_STATES):
+            if not queue or self._to_explore == 0:
+                break
+            self._to_explore -= 1
             state = queue.pop()
             word = self._word(machine, state, accepting=True)
             peak = max(peak, ENDLESS if word is None else len(word))
-            for _, _, to in machine.segments(state):
-                if to not in reached:
-                    if len(reached) > _MAX_STATES:
-                        return reached, ENDLESS
-                    reached.add(to)
-                    queue.append(to)
-        return reached, peak
+            new = {to for _, _, to in machine.segments(state)} - reached
+            reached |= new
+            queue += new
+        return reached, ENDLESS if queue else peak
 
-    def _word(self, machine: Machine, start: int, *, accepting: bool) -> bytes | None:
+    def _word(self, machine: Product, start: int, *, accepting: bool) -> bytes | None:
         """The shortest word, the lexicographically first of them: breadth first, low bytes first.
 
         Its tails are the words of the states on its way, and are remembered as theirs.

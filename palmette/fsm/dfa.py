@@ -97,8 +97,17 @@ class Subset:
 class Product:
     """Words accepted by all of `included` and none of `excluded`. Its segments never lead into a dead end."""
 
-    def __init__(self, included: Sequence[Machine], excluded: Sequence[Machine], budget: Budget) -> None:
+    def __init__(
+        self,
+        included: Sequence[Machine],
+        excluded: Sequence[Machine],
+        budget: Budget,
+        *,
+        ends_within: int | None = None,
+    ) -> None:
+        """`ends_within`: bytes in which a word can be completed from every live state, where that is known."""
         assert included, "a complement alone would hold bytes that are not text"
+        self.ends_within = ends_within
         self.machines = (*included, *excluded)
         self.num_included = len(included)
         self.budget = budget

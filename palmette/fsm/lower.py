@@ -34,6 +34,8 @@ from palmette.fsm.program import EPS, NEVER, NO_LIMIT, Kind, Program
 from palmette.fsm.trampoline import Call, run
 from palmette.fsm.utf8 import char_graph, json_text, word_graph
 
+_LONGEST_CHARACTER = 6  # bytes, as JSON may write it
+
 
 class Lowering:
     """Builds the items of one language. `nfa` unfolds them."""
@@ -90,7 +92,7 @@ class Lowering:
         if isinstance(node, Chars):
             return self._characters(node.set, json)
         if isinstance(node, Words):
-            return word_graph([_encoded(t, json) for t in node.texts], program.bytes_node, program.text)
+            return word_graph([_encoded(t, json) for t in node.texts], EPS, program.bytes_node, program.then)
         if isinstance(node, Seq | Alt):
             items = []
             for part in node.parts:
@@ -125,7 +127,7 @@ class Lowering:
                 (excluded if isinstance(part, Not) else included).append(machine)
             if not included:
                 included.append(self._subset((yield self._item(ANY_TEXT, json)), anchored=False))
-            return self._checked(included, excluded)
+            return self._checked(included, excluded, _all_but_words(node, json))
         assert isinstance(node, Anchor), f"{type(node).__name__} must be resolved before lowering"
         if node.multiline:
             return program.anchor(Kind.LINE_END if node.end else Kind.LINE_START)
@@ -142,8 +144,8 @@ class Lowering:
     def _subset(self, item: int, *, anchored: bool) -> Machine:
         return Subset(self.nfa, self.nfa.state(item, DONE), self.budget, anchored=anchored)
 
-    def _checked(self, included: list[Machine], excluded: list[Machine]) -> int:
-        product = Product(included, excluded, self.budget)
+    def _checked(self, included: list[Machine], excluded: list[Machine], ends_within: int | None = None) -> int:
+        product = Product(included, excluded, self.budget, ends_within=ends_within)
         return self.program.machine(product, product.start, True) if product.is_live(product.start) else NEVER
 
     # -- rules -----------------------------------------------------------------------------------------------------
@@ -249,6 +251,17 @@ class Lowering:
                 ):
                     alive[item] = changed = True
         self.nfa.dead_items = {i for i, ok in enumerate(alive) if not ok}
+
+
+def _all_but_words(node: And | Not, json: bool) -> int | None:
+    """Where it is every text but some words: bytes that finish a character and make the text longer than any word."""
+    longest = 0
+    for part in node.parts if isinstance(node, And) else (node,):
+        if isinstance(part, Not) and isinstance(part.part, Words):
+            longest = max(longest, *(len(_encoded(t, json)) for t in part.part.texts))
+        elif part is not ANY_TEXT:
+            return None
+    return longest + _LONGEST_CHARACTER
 
 
 def _encoded(text: str, json: bool) -> bytes:

@@ -107,24 +107,24 @@ class Program:
             elif shared == len(text) and shared < len(data) and self._is_branching(behind):
                 edges = list(self.args[behind][0])
             else:  # not a trie, or a word that begins another
-                here = self.alt((at, self._then(data, then)))
+                here = self.alt((at, self.then(data, then)))
                 break
             byte = data[shared]
             next_at = next((to for low, _, to in edges if low == byte), NEVER)
             above.append((data[: shared + 1], tuple(e for e in edges if e[0] != byte)))
             data = data[shared + 1 :]
             if next_at == NEVER:
-                here = self._then(data, then)
+                here = self.then(data, then)
                 break
             at = next_at
         for before, others in reversed(above):
             node = self.bytes_node(tuple(sorted((*others, (before[-1], before[-1], here)))), False)
-            here = self._then(before[:-1], node)
+            here = self.then(before[:-1], node)
         return here
 
-    def _then(self, data: bytes, then: int) -> int:
-        text = self.text(data)
-        return self.cat((*(self.args[text] if self.kinds[text] == Kind.CAT else (text,)), then))
+    def then(self, data: bytes, item: int) -> int:
+        """`data` and then `item`."""
+        return self.cat((self.text(data), item))
 
     def _is_branching(self, item: int) -> bool:
         """Whether it is a node of a trie of words that do not begin one another."""
@@ -147,12 +147,33 @@ class Program:
         return edges
 
     def cat(self, items: tuple[int, ...]) -> int:
+        """Concatenation. Texts that meet become one, as far as they stay short: one token may span both."""
         if NEVER in items:
             return NEVER
-        items = tuple(i for i in items if i != EPS)
-        if len(items) < 2:
-            return items[0] if items else EPS
-        return self._intern(Kind.CAT, items, all(self.nullable[i] for i in items))
+        parts: list[int] = []
+        for item in items:
+            if item == EPS:
+                continue
+            if parts and self.kinds[parts[-1]] == Kind.CAT and self._first_text(item):
+                parts[-1:] = self.args[parts[-1]]
+            if parts and self.kinds[parts[-1]] == Kind.TEXT:
+                text = self._first_text(item)
+                joined = self.args[parts[-1]] + text
+                if text and len(joined) <= _LONGEST_TEXT:
+                    parts[-1] = self.text(joined)
+                    if self.kinds[item] == Kind.CAT:
+                        parts.append(self.cat(self.args[item][1:]))
+                    continue
+            parts.append(item)
+        if len(parts) < 2:
+            return parts[0] if parts else EPS
+        if self.kinds[parts[0]] == Kind.CAT and self.kinds[self.args[parts[0]][0]] == Kind.TEXT:
+            parts[:1] = self.args[parts[0]]  # so that a text in front is seen to be there
+        return self._intern(Kind.CAT, tuple(parts), all(self.nullable[i] for i in parts))
+
+    def _first_text(self, item: int) -> bytes:
+        first = self.args[item][0] if self.kinds[item] == Kind.CAT else item
+        return self.args[first] if self.kinds[first] == Kind.TEXT else b""
 
     def alt(self, items: tuple[int, ...]) -> int:
         items = tuple(dict.fromkeys(i for i in items if i != NEVER))

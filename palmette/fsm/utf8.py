@@ -56,12 +56,16 @@ def _paths(chars: CharSet, json: bool) -> list[Path]:
     return sorted(paths)
 
 
-def word_graph(words: Sequence[bytes], make: MakeNode, make_text: Callable[[bytes], int]) -> int:
-    """The item that is each of `words`: a trie down to where a word is told apart, and what is left of it as a text."""
+def word_graph(words: Sequence[bytes], end: int, make: MakeNode, make_then: Callable[[bytes, int], int]) -> int:
+    """The item that is each of `words` and then `end`: a trie with a node where words part or one of them ends.
+
+    `make_then` makes the item that is some bytes and then another item.
+    """
     words = sorted(set(words))
     shared = [0, *(_common_prefix(a, b) for a, b in pairwise(words)), 0]
-    # One open node per letter of the current word; a node is closed once no later word can pass through it.
-    open_edges: list[list[tuple[int, int, int]]] = [[]]
+    # One open node per letter of the current word; a node is closed once no later word can pass through it. An edge
+    # is a letter, the bytes that must follow it, and the item behind those.
+    open_edges: list[list[tuple[int, bytes, int]]] = [[]]
     finals = [False]
     for i, word in enumerate(words):
         own = max(shared[i], shared[i + 1])  # bytes that another word has too: so many nodes
@@ -71,12 +75,22 @@ def word_graph(words: Sequence[bytes], make: MakeNode, make_text: Callable[[byte
         if own == len(word):
             finals[own] = True
         else:
-            open_edges[own].append((word[own], word[own], make_text(word[own + 1 :])))
+            open_edges[own].append((word[own], word[own + 1 :], end))
         while len(open_edges) > shared[i + 1] + 1:
-            node = make(tuple(open_edges.pop()), finals.pop())
+            edges, final = open_edges.pop(), finals.pop()
             letter = word[len(open_edges) - 1]
-            open_edges[-1].append((letter, letter, node))
-    return make(tuple(open_edges[0]), finals[0])
+            if len(edges) == 1 and not final:
+                open_edges[-1].append((letter, bytes([edges[0][0]]) + edges[0][1], edges[0][2]))
+            else:
+                open_edges[-1].append((letter, b"", make(_closed(edges, make_then), final)))
+    if len(open_edges[0]) == 1 and not finals[0]:
+        letter, following, item = open_edges[0][0]
+        return make_then(bytes([letter]) + following, item)
+    return make(_closed(open_edges[0], make_then), finals[0])
+
+
+def _closed(edges: list[tuple[int, bytes, int]], make_then: Callable[[bytes, int], int]) -> Edges:
+    return tuple((letter, letter, make_then(following, item)) for letter, following, item in edges)
 
 
 def _common_prefix(a: bytes, b: bytes) -> int:

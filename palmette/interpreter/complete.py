@@ -14,7 +14,8 @@ from palmette.interpreter.meta import meta_info
 from palmette.interpreter.reasoning import ReasoningSplitter, reasoning_format
 from palmette.interpreter.run import HoleRecord
 from palmette.interpreter.seeds import draw_key
-from palmette.ir import Gen, HoleOptions
+from palmette.interpreter.typed import value_of
+from palmette.ir import Binding, Gen, HoleOptions
 from palmette.types import Backend, Finish, GenerateRequest, Hints, SamplingParams, Usage
 
 if TYPE_CHECKING:  # stream.py reaches this through steps.py: types only
@@ -25,12 +26,15 @@ async def complete(stream: Stream, node: Gen, holes: dict[str, Hole]) -> None:
     """Generate, extend the stream's chain by what was kept, and fill the holes.
 
     With n > 1 the value is the list of samples and the stream goes on with the first. What a stop string cut out of a
-    token becomes pending text.
+    token becomes pending text. A typed hole whose text has no value fails, with its text in the stream all the same.
     """
     run = stream.run
     hole = holes[node.name or ""]
     options = node.options.over(run.options)
     params = options.sampling_params()
+    binding = node.constraint.binding if node.constraint is not None else None
+    if binding is not None and binding.stop:
+        params = replace(params, stop=tuple(dict.fromkeys((*params.stop, *binding.stop))))
     stream.cursor = with_prompt(stream.cursor, run.backend)
     n = options.n or 1
 
@@ -39,7 +43,7 @@ async def complete(stream: Stream, node: Gen, holes: dict[str, Hole]) -> None:
     samples = [Generated() for _ in range(n)]
     sink = _TextSink(stream, node, hole, holes)
     try:
-        ids = await _run_samples(stream, options, params, hole, samples, sink)
+        ids = await _run_samples(stream, options, params, binding, hole, samples, sink)
     finally:
         used = sum(s.sampled for s in samples)
         run.purse.settle(granted, used)
@@ -58,9 +62,13 @@ async def complete(stream: Stream, node: Gen, holes: dict[str, Hole]) -> None:
     first = samples[0]
     stream.cursor = _advance(stream.cursor, first)
     text = sink.answer if node.reasoning is not None else first.text
+    close = options.on_budget == "close"
+    values = [value_of(binding, sample.text, sample.finish, close=close) for sample in samples]
+    if n == 1 and node.reasoning is not None:  # never beside a constraint
+        values = [text]
     hole.fill(
         Filled(
-            value=text if options.n is None or n == 1 else [s.text for s in samples],
+            value=values[0] if n == 1 else values,
             text=text,
             token_ids=first.finish.token_ids,
             reason=first.finish.reason,
@@ -91,6 +99,7 @@ async def _run_samples(
     stream: Stream,
     options: HoleOptions,
     params: SamplingParams,
+    binding: Binding | None,
     hole: Hole,
     samples: list[Generated],
     sink: _TextSink,
@@ -112,6 +121,7 @@ async def _run_samples(
             hints=hints,
             namespace=run.namespace,
             timeout=options.timeout,
+            constraint=None if binding is None else binding.spec,
         )
         for index in range(len(samples))
     ]

@@ -22,6 +22,7 @@ class OpenRole:
     role: str
     content_start: int
     end: str  # what the template writes behind it
+    asked: str  # the role that the author named, where the template lacks it
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +70,9 @@ class Cursor:
         chain = self.chain.extend(token_ids, text)
         return replace(self, chain=chain, pending=None, pending_len=0, generated=self.generated + generated)
 
-    def open_role(self, role: str, pieces: RolePieces) -> Cursor:
+    def open_role(self, role: str, pieces: RolePieces, *, asked: str | None = None) -> Cursor:
         cursor = self.add(pieces.begin, special=True)
-        return replace(cursor, role=OpenRole(role, cursor.text_len, pieces.end))
+        return replace(cursor, role=OpenRole(role, cursor.text_len, pieces.end, asked or role))
 
     def close_role(self, role: OpenRole) -> Cursor:
         message = Message(role.role, self.text_from(role.content_start))

@@ -21,6 +21,9 @@ def meta_info(
     """`token_text` adds the text of each token to its logprob row. Times are in seconds."""
     usage = finish.usage
     info: dict[str, Any] = {"id": request_id, "finish_reason": _reason(finish, max_new_tokens), **usage_info(usage)}
+    info["steered"] = finish.steered
+    if finish.unenforced:
+        info["unenforced"] = list(finish.unenforced)
     if with_logprobs:
         info["input_token_logprobs"] = _rows(finish.prompt_logprobs, token_text)
         info["output_token_logprobs"] = _rows(logprobs, token_text)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from palmette.errors import (
     BranchError,
     Cancelled,
+    NoChatTemplate,
     ProgramError,
+    TemplateError,
     TemplateNotIncremental,
     UnsupportedFeature,
 )
@@ -30,6 +32,7 @@ from palmette.ir import (
     Select,
     SetVariable,
     Text,
+    Tool,
 )
 from palmette.types import BranchesEnded, ForkDeclared, Hints, RolePieces, Usage
 
@@ -44,7 +47,7 @@ async def execute(stream: Stream, item: Item) -> None:
     match item.node:
         case None | SetVariable():
             pass
-        case Text(text=text):
+        case Text(text=text) | Tool(signature=text):
             stream.cursor = stream.cursor.add(text)
             stream.transcript.emit(text)
         case Gen():
@@ -82,21 +85,30 @@ async def execute(stream: Stream, item: Item) -> None:
 def _begin_role(stream: Stream, role: str) -> None:
     cursor, backend = stream.cursor, stream.run.backend
     if cursor.role is not None:
-        raise ProgramError(f"role {role!r} begins inside role {cursor.role.role!r}: end that one first")
+        raise ProgramError(f"role {role!r} begins inside role {cursor.role.asked!r}: end that one first")
+    written = role
     try:
         pieces = backend.role_pieces(cursor.messages, role)
     except TemplateNotIncremental:
         if stream.run.roles != "rerender":
             raise
         cursor, pieces = _rerendered(stream, role)
-    stream.cursor = cursor.open_role(role, pieces)
+    except NoChatTemplate:
+        raise
+    except TemplateError:
+        if role != "tool":
+            raise
+        written = "user"  # a template that knows no tools: their results come from the user
+        pieces = backend.role_pieces(cursor.messages, written)
+    stream.cursor = cursor.open_role(written, pieces, asked=role)
     stream.transcript.emit(pieces.begin)
 
 
 def _end_role(stream: Stream, role: str) -> None:
     opened = stream.cursor.role
-    if opened is None or opened.role != role:
-        raise ProgramError(f"role {role!r} ends, but " + (f"{opened.role!r} is open" if opened else "no role is open"))
+    if opened is None or opened.asked != role:
+        what = f"{opened.asked!r} is open" if opened else "no role is open"
+        raise ProgramError(f"role {role!r} ends, but {what}")
     stream.cursor = stream.cursor.close_role(opened)
     stream.transcript.emit(opened.end)
 

@@ -89,7 +89,7 @@ class Stream:
         Raises:
             UnsupportedConstraint, UnsupportedFeature: the backend cannot do it; nothing was queued.
         """
-        check_supported(node, self.run.backend.capabilities)
+        check_supported(node, self.run.backend.capabilities, self.run.options)
         holes: dict[str, Hole] = {}
         hole: Hole | None = None
         if isinstance(node, Gen | Select):

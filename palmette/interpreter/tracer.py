@@ -151,11 +151,11 @@ class TraceStream:
         if isinstance(node, Text):
             self._nodes.extend(self._unmarked(node.text, node.source))
             return None
-        if isinstance(node, SetVariable) and isinstance(node.value, str) and _is_marked(node.value):
+        if isinstance(node, SetVariable) and isinstance(node.value, str) and is_symbolic(node.value):
             parts = ExprList(tuple(self._unmarked(str.__str__(node.value), node.source)))
             self._nodes.append(SetVariable(node.name, parts, node.source))
         else:
-            if any(_is_marked(getattr(node, field.name)) for field in fields(node)):
+            if any(is_symbolic(getattr(node, field.name)) for field in fields(node)):
                 raise TraceStopped(f"a field of {type(node).__name__} is known only in a run", source=node.source)
             self._nodes.append(node)
         for name in defined_names(node):
@@ -332,17 +332,17 @@ def _scope(recorder: _Recorder) -> Iterator[None]:
         _recording.reset(token)
 
 
-def _is_marked(value: object) -> bool:
-    """Whether a symbol, or text with one in it, is in there."""
+def is_symbolic(value: object) -> bool:
+    """Whether a symbol, or text with one in it, is in there: only a run knows what it stands for."""
     if isinstance(value, str):
         return _OPEN in str.__str__(value)
     if isinstance(value, tuple | list):
-        return any(map(_is_marked, value))
+        return any(map(is_symbolic, value))
     if isinstance(value, dict):
-        return any(map(_is_marked, value.values()))
+        return any(map(is_symbolic, value.values()))
     if isinstance(value, Constraint):
-        return _is_marked(value.value)
-    return isinstance(value, HoleOptions) and _is_marked(value.stop)
+        return is_symbolic(value.value)
+    return isinstance(value, HoleOptions) and is_symbolic(value.stop)
 
 
 def _joined(path: tuple[int, ...]) -> str:

@@ -4,10 +4,13 @@ from palmette.ir.graph import Edge, Graph, Stop, defined_names
 from palmette.ir.nodes import (
     NODE_TYPES,
     Argument,
+    Binding,
     CallPath,
     Checkpoint,
     ChoiceRule,
+    Composite,
     Constraint,
+    ConstraintKind,
     Expr,
     ExprList,
     Fork,
@@ -28,12 +31,14 @@ from palmette.ir.nodes import (
     StreamPath,
     Text,
     Tool,
+    UnboundType,
     Variable,
     flatten,
+    type_label,
 )
 from palmette.ir.options import DEFAULTS, RUN_OPTION_NAMES, HoleOptions
 from palmette.ir.printing import describe, to_text
-from palmette.ir.serialize import UnboundType, dumps, loads
+from palmette.ir.serialize import dumps, loads
 from palmette.ir.source import SourcePos, author_position
 from palmette.ir.verify import verify
 
@@ -42,10 +47,13 @@ __all__ = [
     "NODE_TYPES",
     "RUN_OPTION_NAMES",
     "Argument",
+    "Binding",
     "CallPath",
     "Checkpoint",
     "ChoiceRule",
+    "Composite",
     "Constraint",
+    "ConstraintKind",
     "Edge",
     "Expr",
     "ExprList",
@@ -80,5 +88,6 @@ __all__ = [
     "flatten",
     "loads",
     "to_text",
+    "type_label",
     "verify",
 ]

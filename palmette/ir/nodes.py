@@ -8,13 +8,15 @@ calls are named by their path in the tree of calls: () is the one that was trace
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 from palmette.errors import UsageError
 from palmette.ir.options import HoleOptions
 from palmette.ir.source import SourcePos
+from palmette.specs import Spec
 
 StreamPath: TypeAlias = tuple[int, ...]
 CallPath: TypeAlias = tuple[int, ...]
@@ -35,11 +37,24 @@ class Expr:
         return ExprList((_as_item(other), self))
 
 
+class Composite(Expr):
+    """An expression made of others, which `flatten` opens."""
+
+    __slots__ = ()
+
+    def parts(self) -> tuple[Any, ...]:
+        """Expressions and strings, in order."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, slots=True)
-class ExprList(Expr):
-    """A concatenation, in order. Items may be lists too; `flatten` opens them."""
+class ExprList(Composite):
+    """A concatenation, in order. Items may be lists too."""
 
     items: tuple[Any, ...]
+
+    def parts(self) -> tuple[Any, ...]:
+        return self.items
 
     def __add__(self, other: object) -> ExprList:
         return ExprList((*self.items, _as_item(other)))
@@ -89,12 +104,66 @@ class Variable(Expr):
     source: SourcePos | None = _source()
 
 
+class Binding(Protocol):
+    """What a constraint comes to in a run; made by the language half, kept beside the author's own object."""
+
+    @property
+    def spec(self) -> Spec:
+        """What the text is held to."""
+        ...
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Stop strings that come with the constraint."""
+        ...
+
+    @property
+    def schema(self) -> str | None:
+        """The JSON schema of a type, as JSON."""
+        ...
+
+    @property
+    def is_json(self) -> bool:
+        """The text is JSON, so that its parts can be read while it grows."""
+        ...
+
+    @property
+    def parse(self) -> Callable[[str], Any] | None:
+        """The value of a finished text, ValueError where a validator refuses it; None = the text is the value."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class UnboundType:
+    """The type of a loaded hole that nobody bound: its value will be plain JSON data."""
+
+    label: str
+    schema: str  # JSON
+
+
+def type_label(type_: Any) -> str:
+    """A type by name, an alias such as list[int] as it is written, without the names of modules."""
+    if isinstance(type_, str):
+        return type_
+    if isinstance(type_, type) and not get_args(type_):
+        return type_.__qualname__
+    return re.sub(r"\b(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_])", "", str(type_))
+
+
 @dataclass(frozen=True, slots=True)
 class Constraint:
     """What a hole's text must match. `value` is the author's own object: pattern, schema, grammar or type."""
 
     kind: ConstraintKind
     value: Any
+    binding: Binding | None = field(default=None, compare=False, repr=False)  # None = nobody has read it yet
+
+    @property
+    def label(self) -> str:
+        """The value on one line; a type by its name."""
+        if self.kind not in ("type", "dtype"):
+            return repr(self.value)
+        return self.value.label if isinstance(self.value, UnboundType) else type_label(self.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +212,10 @@ class Media(Expr):
 
 @dataclass(frozen=True, slots=True)
 class Tool(Expr):
-    """A tool offered to the model, by name and JSON signature."""
+    """A tool offered to the model: its signature is written as text."""
 
     name: str
-    signature: str
+    signature: str  # JSON: name, description, parameters (a JSON schema)
     source: SourcePos | None = _source()
 
 
@@ -251,8 +320,8 @@ def flatten(expr: object, source: SourcePos | None) -> Iterator[Node]:
         item = stack.pop()
         if isinstance(item, str):
             yield Text(str.__str__(item), source)  # exactly a str, whatever subclass came
-        elif isinstance(item, ExprList):
-            stack.extend(reversed(item.items))
+        elif isinstance(item, Composite):
+            stack.extend(reversed(item.parts()))
         elif isinstance(item, NODE_TYPES):
             yield item
         else:

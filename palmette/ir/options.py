@@ -42,6 +42,7 @@ class HoleOptions:
     top_logprobs_num: int | None = None
     return_text_in_logprobs: bool | None = None
     timeout: float | None = None
+    on_budget: str | None = None  # of a typed hole that the token budget closed: "raise" Truncated, or "close" it
 
     @classmethod
     def of(cls, **given: Any) -> HoleOptions:
@@ -98,6 +99,8 @@ class HoleOptions:
             raise InvalidOption("n", self.n, f"an integer from 1 to {MAX_N}")
         if self.seed is not None and not isinstance(self.seed, int):
             raise InvalidOption("seed", self.seed, "an integer")
+        if self.on_budget not in (None, "raise", "close"):
+            raise InvalidOption("on_budget", self.on_budget, "'raise' or 'close'")
         if self.timeout is not None and not (isinstance(self.timeout, int | float) and 0 < self.timeout < float("inf")):
             raise InvalidOption("timeout", self.timeout, "a positive number of seconds")
 

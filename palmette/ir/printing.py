@@ -80,7 +80,7 @@ def describe(node: Node) -> str:
             return f"read {name}" + _owner(stream, call)
         case Gen(name=name, options=options, constraint=constraint):
             parts = [f"gen {name or '-'}", *_options(options)]
-            return " ".join(parts + ([f"{constraint.kind}={constraint.value!r}"] if constraint else []))
+            return " ".join(parts + ([f"{constraint.kind}={_short(constraint.label)}"] if constraint else []))
         case Select(name=name, choices=choices, rule=rule):
             return f"select {name or '-'} {list(choices)} by {rule.name}"
         case RoleBegin(role=role):
@@ -122,6 +122,11 @@ def _owner(stream: StreamPath, call: CallPath | None) -> str:
     if call is not None:
         parts.append(f"call {'.'.join(map(str, call))}" if call else "the traced program")
     return "".join(f" of {part}" for part in parts)
+
+
+def _short(text: str, limit: int = 60) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= limit else f"{line[:limit]}..."
 
 
 def _quoted(text: str, limit: int = 60) -> str:

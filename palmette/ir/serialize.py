@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from types import UnionType
 from typing import Any, get_args
 
@@ -26,6 +26,7 @@ from palmette.ir.nodes import (
     Select,
     SetVariable,
     StreamPath,
+    UnboundType,
 )
 from palmette.ir.options import HoleOptions
 from palmette.ir.source import SourcePos
@@ -42,14 +43,6 @@ _FIELD_TYPES: dict[str, type | UnionType] = {  # of the nodes' fields; data from
     "names": tuple,
     "temperature": int | float,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class UnboundType:
-    """The type of a loaded hole that nobody bound: its value will be plain JSON data."""
-
-    label: str
-    schema: str  # JSON
 
 
 def dumps(graph: Graph, *, indent: int | None = None) -> str:
@@ -143,13 +136,17 @@ def _constraint_data(constraint: Constraint) -> dict[str, Any]:
     value = constraint.value
     if constraint.kind in ("type", "dtype"):
         if isinstance(value, UnboundType):
-            return {"kind": constraint.kind, "label": value.label, "schema": json.loads(value.schema)}
-        label = value if isinstance(value, str) else getattr(value, "__qualname__", repr(value))
-        return {"kind": constraint.kind, "label": label, "schema": _json_schema(value)}
+            schema = json.loads(value.schema)
+        elif constraint.binding is not None and constraint.binding.schema is not None:
+            schema = json.loads(constraint.binding.schema)
+        else:
+            schema = _json_schema(value)
+        return {"kind": constraint.kind, "label": constraint.label, "schema": schema}
     return {"kind": constraint.kind, "value": value}
 
 
 def _json_schema(type_: Any) -> Any:
+    """Of a hole that was built by hand; what `gen` makes knows the schema that it is held to."""
     try:
         from pydantic import TypeAdapter
     except ImportError:

@@ -14,11 +14,14 @@ from palmette.interpreter.executor import Executor, Generated
 from palmette.interpreter.hole import awaited
 from palmette.interpreter.meta import meta_info, usage_info
 from palmette.interpreter.seeds import draw_key, fresh_seed
-from palmette.ir import DEFAULTS, HoleOptions
+from palmette.interpreter.support import spec_kinds
+from palmette.ir import DEFAULTS, Constraint, ConstraintKind, HoleOptions
+from palmette.lang.constraints import bound
 from palmette.lang.session import shared_executor
-from palmette.types import EmbedRequest, FinishReason, GenerateRequest, Hints, TextPiece
+from palmette.specs import Spec
+from palmette.types import Capabilities, EmbedRequest, FinishReason, GenerateRequest, Hints, TextPiece
 
-_CONSTRAINTS = ("regex", "json_schema", "ebnf", "structural_tag")
+_CONSTRAINTS: dict[str, ConstraintKind] = {"regex": "regex", "json_schema": "json_schema", "ebnf": "grammar"}
 _END = object()
 
 
@@ -59,7 +62,8 @@ class Engine:
 
         Args:
             prompt: text, without chat template; a plain text gets the model's own beginning. Or `input_ids`.
-            sampling_params: one mapping for all, or one each. Names of `SamplingParams`, and `n`, `seed`.
+            sampling_params: one mapping for all, or one each. Names of `SamplingParams`, and `n`, `seed`; at most one
+                of `regex`, `json_schema` and `ebnf`, which the text satisfies (docs/types.md).
             logprob_start_len: first prompt position that gets a logprob; -1 or None = generated tokens only.
             stream: return an iterator of results with the text so far; for one prompt.
 
@@ -151,10 +155,11 @@ class Engine:
         per_prompt["top_logprobs_num"] = top_logprobs_num
         columns = {name: _column(name, value, len(ids)) for name, value in per_prompt.items()}
         _column("sampling_params", params, len(ids))
+        specs = [_constraint(given or {}, self._runtime.capabilities) for given in params]
         options = [
             _options(params[i], {k: v[i] for k, v in columns.items()}, return_text_in_logprobs) for i in range(len(ids))
         ]
-        return _Jobs(self._runtime, ids, options, single)
+        return _Jobs(self._runtime, ids, options, specs, single)
 
     def _named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         names = ("prompt", "sampling_params", "input_ids", "image_data", "return_logprob", "logprob_start_len")
@@ -219,8 +224,15 @@ class Engine:
 class _Jobs:
     """Checked prompts and options, ready to run."""
 
-    def __init__(self, runtime: Runtime, ids: list[tuple[int, ...]], options: list[HoleOptions], single: bool) -> None:
-        self.runtime, self.ids, self.options, self.single = runtime, ids, options, single
+    def __init__(
+        self,
+        runtime: Runtime,
+        ids: list[tuple[int, ...]],
+        options: list[HoleOptions],
+        specs: list[Spec | None],
+        single: bool,
+    ) -> None:
+        self.runtime, self.ids, self.options, self.specs, self.single = runtime, ids, options, specs, single
 
     async def run(self, executor: Executor, index: int, put: Any = None) -> list[dict[str, Any]]:
         """The samples of one prompt; `put` gets the result so far with every piece of text."""
@@ -241,6 +253,7 @@ class _Jobs:
             seed=draw_key(seed, (), 0, sample),
             logprobs=options.logprob_params(),
             hints=hints,
+            constraint=self.specs[index],
         )
         progress = Generated()
 
@@ -271,11 +284,24 @@ class _Jobs:
         return {"text": progress.text, "output_ids": output_ids, "meta_info": info}
 
 
+def _constraint(params: Mapping[str, Any], capabilities: Capabilities) -> Spec | None:
+    """What the text must satisfy, checked as `gen` checks it."""
+    given = [name for name in _CONSTRAINTS if params.get(name) is not None]
+    if not given:
+        return None
+    if len(given) > 1:
+        raise InvalidOption(given[1], params[given[1]], f"not together with {given[0]}")
+    binding = bound(Constraint(_CONSTRAINTS[given[0]], params[given[0]])).binding
+    assert binding is not None, "nothing here is known only in a run"
+    if not spec_kinds(binding.spec) <= capabilities.constraints:
+        raise UnsupportedConstraint("", given[0], f"{capabilities.model} does not enforce it")
+    return binding.spec
+
+
 def _options(params: Mapping[str, Any] | None, columns: Mapping[str, Any], with_text: bool) -> HoleOptions:
-    given = dict(params or {})
-    for name in _CONSTRAINTS:
-        if given.pop(name, None) is not None:
-            raise UnsupportedConstraint("", name, "this runtime does not enforce it yet")
+    given = {name: value for name, value in (params or {}).items() if name not in _CONSTRAINTS}
+    if given.pop("structural_tag", None) is not None:
+        raise UnsupportedConstraint("", "structural_tag", "this runtime does not enforce it yet")
     for ignored in ("skip_special_tokens", "spaces_between_special_tokens", "no_stop_trim"):
         if given.pop(ignored, None) not in (None, ignored != "no_stop_trim"):
             raise UnsupportedFeature(ignored, "special tokens are never text and stop strings never stay here")

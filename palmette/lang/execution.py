@@ -14,6 +14,7 @@ from palmette.errors import Cancelled, PalmetteError
 from palmette.interpreter.hole import awaited
 from palmette.interpreter.stream import Stream
 from palmette.interpreter.workers import in_thread
+from palmette.ir import Gen, Select
 from palmette.lang.call import RunOptions
 from palmette.lang.record import make_record, write_record
 from palmette.lang.state import State
@@ -48,7 +49,7 @@ class Execution:
     def here(self) -> State:
         """Run a plain body on this thread and wait for every stream."""
         with self._ending():
-            self._run.ret_value = self._body()
+            self._run.ret_value = self._returned(self._body())
             wait_for(self._run.executor.start(self._run.settle()))
         return self.state
 
@@ -56,9 +57,10 @@ class Execution:
         """Run the body from this loop: an `async def` here, a plain one on a thread of its own."""
         with self._ending():
             if inspect.iscoroutinefunction(self._call.func):
-                self._run.ret_value = await self._body()
+                value = await self._body()
+                self._run.ret_value = await self.state.agen(value) if isinstance(value, Gen | Select) else value
             else:
-                self._run.ret_value = await awaited(in_thread(self._body))
+                self._run.ret_value = await awaited(in_thread(lambda: self._returned(self._body())))
             await awaited(self._run.executor.start(self._run.settle()))
         return self.state
 
@@ -93,6 +95,10 @@ class Execution:
 
     def _body(self) -> Any:
         return self._call.func(self.state, *self._call.args, **self._call.kwargs)
+
+    def _returned(self, value: Any) -> Any:
+        """What the body returned; of a hole that is its value: `return gen(Invoice)`."""
+        return self.state.gen(value) if isinstance(value, Gen | Select) else value
 
     @contextmanager
     def _ending(self) -> Iterator[None]:

@@ -5,15 +5,17 @@ Pure constructors of IR nodes: no I/O, no backend. A call that cannot be right f
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
-from palmette.errors import InvalidOption, UnsupportedFeature
+from palmette.errors import InvalidOption, PalmetteError, UnsupportedConstraint, UnsupportedFeature
 from palmette.interpreter.choices import ChoicesSamplingMethod, token_length_normalized
 from palmette.interpreter.reasoning import reasoning_format
 from palmette.ir import (
     Constraint,
+    ConstraintKind,
     Expr,
     ExprList,
     Gen,
@@ -22,8 +24,11 @@ from palmette.ir import (
     RoleBegin,
     RoleEnd,
     Select,
+    SourcePos,
     author_position,
 )
+from palmette.lang.constraints import bound
+from palmette.specs import JsonSchema
 
 MAX_CHOICES = 10_000
 
@@ -55,22 +60,28 @@ def gen(
     choices: Sequence[str] | None = None,
     choices_method: ChoicesSamplingMethod | None = None,
     regex: str | None = None,
-    json_schema: str | Mapping[str, Any] | None = None,
+    json_schema: str | Mapping[str, Any] | bool | JsonSchema | builtins.type[Any] | None = None,
     grammar: str | None = None,
     lora: str | None = None,
     timeout: float | None = None,
+    on_budget: Literal["raise", "close"] | None = None,
 ) -> Gen | Select:
     """A hole. What is None is taken from the run, then from `options(...)`, then from the defaults.
 
     The first positional argument is the hole's name, or a type. At most one of `type`, `dtype`, `choices`, `regex`,
     `json_schema`, `grammar`. With `choices` it is a `select`. `timeout` is in seconds.
 
+    With `type` (docs/types.md) the hole's value is a value of that type; with the other constraints it is text. Where
+    `max_tokens` ends before the value does, the rest is closed as shortly as the constraint allows: a typed hole then
+    raises Truncated, or with on_budget="close" takes the closed value; a text hole tells it in its meta info.
+
     >>> str(gen("answer", max_tokens=8).name)
     'answer'
 
     Raises:
         InvalidOption: an option out of range, or two constraints at once.
-        UnsupportedFeature: `lora`.
+        UnsupportedConstraint: a constraint that would not be enforced, with its place, the reason and a hint.
+        UnsupportedFeature: `lora`; `type` without pydantic.
     """
     if name is not None and not isinstance(name, str):
         if type is not None:
@@ -108,8 +119,10 @@ def gen(
         top_logprobs_num=top_logprobs_num,
         return_text_in_logprobs=return_text_in_logprobs,
         timeout=timeout,
+        on_budget=on_budget,
     )
-    return Gen(name, options, _constraint(type, dtype, regex, json_schema, grammar), None, author_position())
+    source = author_position()
+    return Gen(name, options, _constraint(name, source, type, dtype, regex, json_schema, grammar), None, source)
 
 
 def gen_int(name: str | None = None, **options: Any) -> Gen | Select:
@@ -218,6 +231,7 @@ def separate_reasoning(expr: str | Expr | None = None, model_type: str = "qwen3"
 
     Raises:
         InvalidOption: a model type without a known reasoning format.
+        UnsupportedConstraint: `expr` holds a constrained hole: the constraint would cover the reasoning too.
     """
     reasoning_format(model_type)
     items = expr.items if isinstance(expr, ExprList) else (expr,) if expr is not None else ()
@@ -227,7 +241,14 @@ def separate_reasoning(expr: str | Expr | None = None, model_type: str = "qwen3"
 def _with_reasoning(item: Any, model_type: str) -> Any:
     if isinstance(item, ExprList):
         return ExprList(tuple(_with_reasoning(i, model_type) for i in item.items))
-    return replace(item, reasoning=model_type) if isinstance(item, Gen) else item
+    if not isinstance(item, Gen):
+        return item
+    if item.constraint is not None:
+        hint = "write the reasoning into a hole of its own, in front of the constrained one"
+        reason = "separate_reasoning splits a text that is free"
+        error = UnsupportedConstraint("", item.constraint.kind, reason, hint)
+        raise error.at(hole=item.name, source=item.source)
+    return replace(item, reasoning=model_type)
 
 
 def _role(role: str, expr: str | Expr | None) -> ExprList:
@@ -236,18 +257,26 @@ def _role(role: str, expr: str | Expr | None) -> ExprList:
     return ExprList((RoleBegin(role, source), *middle, RoleEnd(role, source)))
 
 
-def _constraint(type_: Any, dtype: Any, regex: str | None, json_schema: Any, grammar: str | None) -> Constraint | None:
-    if type_ is not None:
-        return Constraint("type", type_)
-    if dtype is not None:
-        return Constraint("dtype", dtype)
-    if regex is not None:
-        return Constraint("regex", regex)
-    if json_schema is not None:
-        return Constraint("json_schema", json_schema)
-    if grammar is not None:
-        return Constraint("grammar", grammar)
-    return None
+def _constraint(
+    name: str | None,
+    source: SourcePos | None,
+    type_: Any,
+    dtype: Any,
+    regex: str | None,
+    json_schema: Any,
+    grammar: str | None,
+) -> Constraint | None:
+    """The constraint that is given, checked; what is wrong with it is the author's line's."""
+    given: list[tuple[ConstraintKind, Any]] = [
+        ("type", type_), ("dtype", dtype), ("regex", regex), ("json_schema", json_schema), ("grammar", grammar)
+    ]  # fmt: skip
+    found = next((Constraint(kind, value) for kind, value in given if value is not None), None)
+    if found is None:
+        return None
+    try:
+        return bound(found)
+    except PalmetteError as error:
+        raise error.at(hole=name, source=source) from error.__cause__
 
 
 def _short(value: object) -> str:

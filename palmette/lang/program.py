@@ -14,7 +14,7 @@ from palmette.interpreter.seeds import fresh_seed, instance_seed
 from palmette.interpreter.stream import Stream, runs_event_loop
 from palmette.interpreter.tracer import Trace, TraceStream, is_tracing, traced
 from palmette.interpreter.workers import in_thread, on_worker
-from palmette.ir import Gen, HoleOptions, author_position
+from palmette.ir import Gen, HoleOptions, Select, author_position
 from palmette.lang.batch import WINDOW, Bodies, async_outcomes, plain_outcomes, thread_count
 from palmette.lang.call import RunOptions, Signature
 from palmette.lang.execution import Call, Execution, Outcome, wait_for
@@ -91,12 +91,12 @@ class Program:
         return await Execution(self._call(args, kwargs)).there()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run it; the body's return value if it returns one, else the finished state.
+        """Run it; the body's return value if it returns one (of a hole its value), else the finished state.
 
         With a state as first argument the body writes into that state. Inside a trace it is traced.
         """
         if args and isinstance(args[0], State):
-            return self.func(*args, **{**self.bound, **kwargs})
+            return self._inline(args, {**self.bound, **kwargs})
         if is_tracing():
             state, value = self._traced_call(args, kwargs)
             return state if value is None else value
@@ -220,8 +220,10 @@ class Program:
         symbols = self.signature.missing(args, kwargs)
 
         def body(stream: TraceStream, values: Mapping[str, Any]) -> Any:
-            result = self.func(State(stream), *args, **kwargs, **values)
-            return _driven(result) if self.is_async else result
+            state = State(stream)
+            result = self.func(state, *args, **kwargs, **values)
+            value = _driven(result) if self.is_async else result
+            return state.gen(value) if isinstance(value, Gen | Select) else value
 
         return traced(self.signature.name, body, symbols)
 
@@ -246,6 +248,19 @@ class Program:
             raise stream.error
 
     # -- internals -------------------------------------------------------------------------------------------------
+
+    def _inline(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Write into the state that is given; a hole that the body returns is written too, and read."""
+        state: State = args[0]
+        if not self.is_async:
+            value = self.func(*args, **kwargs)
+            return state.gen(value) if isinstance(value, Gen | Select) else value
+
+        async def body() -> Any:
+            value = await self.func(*args, **kwargs)
+            return await state.agen(value) if isinstance(value, Gen | Select) else value
+
+        return body()
 
     def _traced_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[State, Any]:
         """Called by a body that is being traced: trace this one too; its state and what its body returned."""

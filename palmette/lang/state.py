@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from palmette.errors import BlockingRead, Cancelled, InvalidOption, PalmetteError, TraceStopped, UsageError
 from palmette.interpreter.hole import Filled, Hole, awaited
@@ -17,20 +17,26 @@ from palmette.interpreter.sink import Sink
 from palmette.interpreter.stream import Stream, runs_event_loop
 from palmette.ir import (
     Expr,
+    Gen,
     RoleBegin,
     RoleEnd,
     ScopeBegin,
     ScopeEnd,
+    Select,
     SetVariable,
     author_position,
     flatten,
 )
+from palmette.lang.constraints import with_binding
 from palmette.lang.expressions import gen
+from palmette.lang.partials import apartials, is_typed, partials
 from palmette.types import Usage
 
 if TYPE_CHECKING:  # these build on State: types only
     from palmette.lang.branches import Branches
     from palmette.lang.retry import Checkpoint, Retry
+
+T = TypeVar("T")
 
 
 class State:
@@ -47,17 +53,25 @@ class State:
         self._append(expr)
         return self
 
-    def gen(self, *args: Any, **kwargs: Any) -> Any:
-        """Append `gen(...)`, wait, and return the value."""
-        hole = self._append(gen(*args, **kwargs))
+    @overload
+    def gen(self, type_: type[T], /, **kwargs: Any) -> T: ...
+    @overload
+    def gen(self, /, *args: Any, **kwargs: Any) -> Any: ...
+    def gen(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Append `gen(...)`, wait, and return the value: `invoice = s.gen(Invoice)`."""
+        hole = self._append(_hole(args, kwargs))
         if not isinstance(self._sink, Stream):
             return self._sink.read_last()
         assert hole is not None
         return self._read(hole)
 
-    async def agen(self, *args: Any, **kwargs: Any) -> Any:
+    @overload
+    async def agen(self, type_: type[T], /, **kwargs: Any) -> T: ...
+    @overload
+    async def agen(self, /, *args: Any, **kwargs: Any) -> Any: ...
+    async def agen(self, /, *args: Any, **kwargs: Any) -> Any:
         """Append `gen(...)` and await its value."""
-        hole = self._append(gen(*args, **kwargs))
+        hole = self._append(_hole(args, kwargs))
         if not isinstance(self._sink, Stream):
             return self._sink.read_last()
         assert hole is not None
@@ -93,7 +107,7 @@ class State:
     def _append(self, expr: object) -> Hole | None:
         hole = None
         for node in flatten(expr, author_position()):
-            hole = self._sink.append(node) or hole
+            hole = self._sink.append(with_binding(node)) or hole
         return hole
 
     def _role(self, role: str, expr: str | Expr | None) -> AbstractContextManager[State]:
@@ -217,14 +231,29 @@ class State:
 
     # -- streaming -------------------------------------------------------------------------------------------------
 
-    def stream(self, name: str) -> Iterator[str]:
-        """The text of a hole in pieces as it comes; blocks between them."""
-        yield from self._pieces(self._find(name))
+    def stream(self, name: str) -> Iterator[Any]:
+        """The text of a hole in pieces as it comes; blocks between them.
 
-    async def astream(self, name: str) -> AsyncIterator[str]:
+        Of a typed hole: what is closed so far, as plain data, whenever something new was closed, and at the end the
+        value. `text_iter` gives its text.
+        """
+        hole = self._find(name)
+        if not is_typed(hole):
+            yield from self._pieces(hole)
+            return
+        yield from partials(hole, self._pieces(hole))
+        yield self._value(hole)
+
+    async def astream(self, name: str) -> AsyncIterator[Any]:
         """The same, for `async for`."""
-        async for piece in (await self._afind(name)).apieces():
-            yield piece
+        hole = await self._afind(name)
+        if not is_typed(hole):
+            async for piece in hole.apieces():
+                yield piece
+            return
+        async for part in apartials(hole, hole.apieces()):
+            yield part
+        yield await self._await(hole)
 
     def text_iter(self, var_name: str | None = None) -> Iterator[str]:
         """Pieces of a hole's text, or of the whole text as it is written: everything appended so far, or all that the
@@ -345,6 +374,11 @@ class State:
         found: Future[Hole] = Future()
         self._stream.run.executor.call(lambda: found.set_result(self._stream.watch(to_end=self._observes)))
         return found
+
+
+def _hole(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Gen | Select:
+    """The arguments of `gen`, or a hole that is there already."""
+    return args[0] if len(args) == 1 and not kwargs and isinstance(args[0], Gen | Select) else gen(*args, **kwargs)
 
 
 @contextmanager

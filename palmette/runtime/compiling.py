@@ -54,7 +54,8 @@ class Compiler:
         with self._building:
             if self._vocabulary is None:
                 tokens = [self._tokenizer.token_bytes(i) for i in range(self._tokenizer.vocab_size)]
-                vocabulary = Vocabulary(tokens, eos_ids=self._tokenizer.eos_ids)
+                special = {token: text for text, token in self._tokenizer.special_tokens.items()}
+                vocabulary = Vocabulary(tokens, eos_ids=self._tokenizer.eos_ids, special=special)
                 _ = vocabulary.slices, vocabulary.children  # now, not in the middle of somebody's step
                 self._vocabulary = vocabulary
             return self._vocabulary

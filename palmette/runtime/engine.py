@@ -185,7 +185,8 @@ class EngineCore:
                 request.params,
                 max_new_tokens=self._limits.max_new_tokens(request),
                 eos_ids=self._tokenizer.eos_ids,
-                token_bytes=self._tokenizer.token_bytes,
+                # A special token that a constraint names, such as a mark of tool calls, is part of the text.
+                token_bytes=self._tokenizer.token_bytes if guide is None else self._tokenizer.shown_bytes,
                 must_end=guide is not None,
                 searches=[self.compiler.pattern(text).scanner() for text in request.params.stop_regex],
             )

@@ -44,6 +44,7 @@ class Tokenizer(ABC):
         self.adds_bos = adds_bos and bos_id is not None  # does a plain-text stream begin with bos_id?
         self.chat_template = chat_template
         self._special = dict(special)
+        self._special_bytes = {s.token_id: text.encode() for text, s in special.items()}
         self._special_ids = frozenset(s.token_id for s in special.values())
         longest_first = sorted(special, key=len, reverse=True)
         self._special_pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if special else None
@@ -72,6 +73,10 @@ class Tokenizer(ABC):
             return self.encode(data.decode())
         except UnicodeDecodeError:
             return None
+
+    def shown_bytes(self, token_id: int) -> bytes:
+        """`token_bytes`, with special tokens as their text."""
+        return self.token_bytes(token_id) or self._special_bytes.get(token_id, b"")
 
     @property
     def special_tokens(self) -> Mapping[str, int]:

@@ -154,3 +154,46 @@ def test_streaming_and_tracing_as_in_sglang() -> None:
     assert "".join(state.text_iter()) == "1-222"
     assert "".join(state.text_iter("x")) == "22"
     assert [type(node).__name__ for node in pair.trace(backend=None).nodes] == ["Argument", "Text", "Argument", "Gen"]
+
+
+CHARACTER = (
+    r"""\{\n"""
+    r"""    "name": "[\w\d\s]{1,16}",\n"""
+    r"""    "house": "(Gryffindor|Slytherin|Ravenclaw|Hufflepuff)",\n"""
+    r"""    "alive": (true|false)\n"""
+    r"""\}"""
+)
+
+
+@sgl.function
+def character(s: Any, name: str) -> None:
+    s += name + " is a character. Fill in:\n" + sgl.gen("json", max_tokens=256, regex=CHARACTER)
+
+
+def test_a_regex_that_writes_json() -> None:
+    written = '{\n    "name": "Harry",\n    "house": "Gryffindor",\n    "alive": true\n}'
+    state = character.run(name="Harry", backend=ScriptedBackend([written]))
+    assert state["json"] == written
+    with pytest.raises(palmette.RequestError, match="does not satisfy"):
+        character.run(name="Harry", backend=ScriptedBackend(['{"name": "Harry"}']))
+
+
+@sgl.function
+def numbers(s: Any) -> None:
+    s += "n: " + sgl.gen("n", dtype=int, stop="\n") + " x: " + sgl.gen("x", dtype="float")
+    s += " yes: " + sgl.gen("yes", dtype=bool) + " s: " + sgl.gen_string("s") + " i: " + sgl.gen_int("i")
+
+
+def test_dtypes_give_text() -> None:
+    state = numbers.run(backend=ScriptedBackend(["-3 and", "1.5\n", "True", '"a b"', "7"]))
+    assert [state[name] for name in ("n", "x", "yes", "s", "i")] == ["-3", "1.5", "True", '"a b"', "7"]
+    assert state.text() == 'n: -3 x: 1.5 yes: True s: "a b" i: 7'
+
+
+def test_a_json_schema_as_text_gives_text() -> None:
+    @sgl.function
+    def capital(s: Any) -> None:
+        s += "Capital of France:" + sgl.gen("out", json_schema=schema, max_tokens=64)
+
+    schema = '{"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}'
+    assert capital.run(backend=ScriptedBackend(['{"name": "Paris"}']))["out"] == '{"name": "Paris"}'

@@ -46,12 +46,12 @@ def test_a_word_graph_spells_exactly_its_words() -> None:
         words = {bytes(rng.choices(b"ab", k=rng.randint(0, 5))) for _ in range(rng.randint(1, 9))}
         words |= {b"x" * 200 + bytes([rng.choice(b"ab")])} if rng.random() < 0.2 else set()
         program = Program()
-        assert spelled(program, word_graph(sorted(words), program.bytes_node, program.text)) == words
+        assert spelled(program, word_graph(sorted(words), EPS, program.bytes_node, program.then)) == words
 
 
 def test_words_with_bytes_that_cannot_be_written_are_left_out() -> None:
     program = Program(frozenset(b"abc"))
-    assert spelled(program, word_graph([b"abz", b"ab", b"zc", b"ca"], program.bytes_node, program.text)) == {
+    assert spelled(program, word_graph([b"abz", b"ab", b"zc", b"ca"], EPS, program.bytes_node, program.then)) == {
         b"ab",
         b"ca",
     }

@@ -64,17 +64,20 @@ def test_n_above_one_gives_a_list_and_goes_on_with_the_first(scripted: Scripted)
     assert len(state.get_meta_info("x")["samples"]) == 3
 
 
-def test_dtype_with_a_string_stop_is_no_type_error(backend: ScriptedBackend) -> None:
-    expr = pm.gen("x", dtype=int, stop="\n")
+def test_dtype_with_a_string_stop_is_no_type_error(scripted: Callable[..., ScriptedBackend]) -> None:
+    backend = scripted(["42 apples"])
+    expr = pm.gen("x", dtype=int, stop=";")
     assert isinstance(expr, Gen)
-    assert expr.options.stop == ("\n",)
+    assert expr.options.stop == (";",)
 
     @pm.function
     def program(s: pm.State) -> None:
         s += "x:" + expr
 
-    with pytest.raises(pm.UnsupportedConstraint, match="dtype"):
-        program.run()
+    assert program.run()["x"] == "42"
+    (request,) = backend.requests
+    assert isinstance(request, GenerateRequest)
+    assert request.params.stop == (";", " ", "\n")
 
 
 def test_the_callers_stop_list_does_not_grow(backend: ScriptedBackend) -> None:
@@ -301,7 +304,7 @@ def test_no_chat_template_is_made_up() -> None:
     [
         pm.gen("x", regex="[0-9]+"),
         pm.gen("x", json_schema="{}"),
-        pm.gen("x", grammar="root ::= 'a'"),
+        pm.gen("x", grammar='root ::= "a"'),
         pm.gen("x", dtype=int),
         pm.gen("x", type=int),
         pm.gen(int),
@@ -310,7 +313,9 @@ def test_no_chat_template_is_made_up() -> None:
         pm.gen_string("x"),
     ],
 )
-def test_constraints_are_never_silently_dropped(backend: ScriptedBackend, hole: Any) -> None:
+def test_constraints_are_never_silently_dropped(scripted: Callable[..., ScriptedBackend], hole: Any) -> None:
+    backend = scripted(constraints=())
+
     @pm.function
     def program(s: pm.State) -> None:
         s += "x:" + hole

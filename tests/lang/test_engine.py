@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -70,6 +72,20 @@ def test_async_generate_gives_the_same(engine: pm.Engine) -> None:
     assert asyncio.run(engine.async_generate("Hello", GREEDY))["text"] == engine.generate("Hello", GREEDY)["text"]
 
 
+@pytest.mark.parametrize(
+    ("constraint", "check"),
+    [
+        ({"regex": "[ab]{3}c"}, lambda text: re.fullmatch("[ab]{3}c", text)),
+        ({"json_schema": {"type": "array", "items": {"type": "integer"}}}, lambda text: json.loads(text) is not None),
+        ({"json_schema": '{"enum": ["x", "y"]}'}, lambda text: json.loads(text) in ("x", "y")),
+        ({"ebnf": 'root ::= "a" root "b" | "ab"'}, lambda text: re.fullmatch("a+b+", text)),
+    ],
+)
+def test_constraints_of_the_sampling_parameters_hold(engine: pm.Engine, constraint: Any, check: Any) -> None:
+    results = engine.generate(["Hello", "World"], {"max_new_tokens": 24, "temperature": 1.0, "seed": 3, **constraint})
+    assert all(check(result["text"]) for result in results)
+
+
 def test_embeddings_have_length_one_and_do_not_depend_on_their_batch(engine: pm.Engine) -> None:
     one, two = engine.encode(["Hello", "World, how are you?"])
     assert sum(x * x for x in one["embedding"]) == pytest.approx(1.0, abs=1e-5)
@@ -87,8 +103,11 @@ def test_embeddings_need_the_callers_word() -> None:
     [
         ({}, pm.InvalidOption),
         ({"prompt": "a", "input_ids": [1]}, pm.InvalidOption),
-        ({"prompt": "a", "sampling_params": {"regex": "a"}}, pm.UnsupportedConstraint),
-        ({"prompt": "a", "sampling_params": {"json_schema": "{}"}}, pm.UnsupportedConstraint),
+        ({"prompt": "a", "sampling_params": {"regex": "(a"}}, pm.UnsupportedConstraint),
+        ({"prompt": "a", "sampling_params": {"json_schema": "{"}}, pm.UnsupportedConstraint),
+        ({"prompt": "a", "sampling_params": {"ebnf": "nonsense"}}, pm.UnsupportedConstraint),
+        ({"prompt": "a", "sampling_params": {"structural_tag": "{}"}}, pm.UnsupportedConstraint),
+        ({"prompt": "a", "sampling_params": {"regex": "a", "json_schema": "{}"}}, pm.InvalidOption),
         ({"prompt": "a", "sampling_params": {"unknown": 1}}, pm.InvalidOption),
         ({"prompt": "a", "image_data": "x"}, pm.UnsupportedFeature),
         ({"prompt": "a", "lora_path": "x"}, pm.UnsupportedFeature),

@@ -15,9 +15,9 @@ from palmette.fsm.limits import Limits
 from palmette.fsm.matcher import Matcher
 from palmette.runtime.engine import EngineCore
 from palmette.runtime.models.tiny import tiny_model
-from palmette.specs import Choices, Grammar, JsonSchema, Regex, SchemaOptions, Spec
+from palmette.specs import Choices, Grammar, JsonSchema, Reasoned, Regex, SchemaOptions, Spec, Tag, Tagged
 from palmette.types import FinishReason, GenerateRequest, LogprobParams, TokenEvent
-from tests.runtime.driving import Run, drive, engine, generate
+from tests.runtime.driving import Run, drive, engine, generate, model
 
 PROMPT = "A record of the town: "
 TOWN = JsonSchema.of(
@@ -343,3 +343,24 @@ def test_llguidance_serves_what_our_grammars_refuse() -> None:
     assert re.fullmatch(r"[0-9](\+[0-9])*\+?", run.text("x"))
     assert conforms(SPECS["phone"], run.text("y"))
     assert run.finish("y").usage.forced_tokens > 5
+
+
+def test_special_tokens_that_a_constraint_names_are_part_of_the_text() -> None:
+    mark = "<|im_start|>"
+    spec = Tagged((Tag(mark, Regex("[ab]{3}"), "!"),), at_least_one=True, stop_after_first=True)
+    on = drive(engine(), [generate("x", PROMPT, 40, constraint=spec, temperature=1.0, seed=2)])
+    off = drive(engine(jump_forward=False), [generate("x", PROMPT, 40, constraint=spec, temperature=1.0, seed=2)])
+    assert_same(on, off)
+    assert model().tokenizer.special_tokens[mark] in on.sampled("x")
+    assert re.fullmatch(r".*<\|im_start\|>[ab]{3}!", on.text("x"), re.DOTALL)
+    plain = drive(engine(), [generate("y", PROMPT, 40, constraint=Regex(f"{re.escape(mark)}[ab]"))])
+    assert model().tokenizer.special_tokens[mark] not in plain.sampled("y")
+
+
+def test_a_thinking_budget_is_kept_and_the_answer_conforms() -> None:
+    spec = Reasoned("</think>", Regex("[0-9]{2}"), budget=12, begin="<think>")
+    for jumps in (True, False):
+        run = drive(engine(jump_forward=jumps), [generate("x", PROMPT, 60, constraint=spec, temperature=1.0, seed=5)])
+        found = re.fullmatch(r"<think>(.*)</think>[0-9]{2}", run.text("x"), re.DOTALL)
+        assert found
+        assert len(found[1].encode()) <= 12

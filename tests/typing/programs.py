@@ -25,8 +25,11 @@ def plain(s: pm.State, question: str) -> None:
 async def coroutine(s: pm.State, n: int) -> str:
     s += pm.gen("x", dtype=int)
     value: str = await s.get("x")
-    async for piece in s.astream("x"):
-        assert_type(piece, str)
+    async for piece in s.text_async_iter("x"):
+        assert_type(piece, Any)
+    assert_type(s.gen(int), int)
+    assert_type(await s.agen(dict[str, int]), dict[str, int])
+    assert_type(s.gen("x"), Any)
     async for attempt in s.retry(until=lambda s: s["x"] == "1", attempts=n):
         assert_type(attempt, int)
     await s.wait()

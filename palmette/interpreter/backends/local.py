@@ -37,7 +37,8 @@ class Runtime:
             "tiny" (random weights, for tests), or a hub name with palmette[hub].
         chat_template: Jinja source to use instead of the model's own.
         **options: the fields of ModelOptions, CacheConfig, SchedulerConfig and ConstraintConfig
-            (palmette.runtime.config), such as `kv_tokens`, `page_size`, `chunk_size`, `max_running`, `policy`, `context_len`, `dtype`.
+            (palmette.runtime.config), such as `kv_tokens`, `page_size`, `chunk_size`, `max_running`, `policy`,
+            `context_len`, `dtype`.
 
     Raises:
         ModelNotFound, CorruptModel, UnsupportedArchitecture: the model.

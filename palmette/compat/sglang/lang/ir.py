@@ -4,13 +4,9 @@ from palmette.ir import Expr as SglExpr
 from palmette.ir import ExprList as SglExprList
 from palmette.ir import Gen as SglGen
 from palmette.ir import Select as SglSelect
+from palmette.lang.dtypes import REGEX_BOOL, REGEX_FLOAT, REGEX_INT, REGEX_STR
 from palmette.lang.program import Program as SglFunction
 from palmette.types import SamplingParams as SglSamplingParams
-
-REGEX_INT = r"[-+]?[0-9]+[ \n]*"
-REGEX_FLOAT = r"[-+]?[0-9]*\.?[0-9]+[ \n]*"
-REGEX_BOOL = r"(True|False)"
-REGEX_STR = r"\"[\w\d\s]*\""
 
 __all__ = [
     "REGEX_BOOL",
