@@ -135,7 +135,7 @@ class Automaton:
         return found
 
     def worst_cost(self, state: int) -> int:
-        """The most that cost_to_accept is behind any one token that is allowed in `state`; exact, where `peak` is not."""
+        """The most that cost_to_accept is behind any one token that is allowed in `state`; exactly."""
         found = self._worst_costs.get(state)
         if found is None:
             costs = self.token_costs(state)

@@ -24,8 +24,8 @@ from palmette.fsm.vocabulary import Vocabulary
 
 ENDLESS = 1 << 40  # no bound is known, or no word exists
 
-_MAX_STATES = 64  # of an automaton inside an item: with more its peak is not known
-_MAX_EXPLORED = 1024  # such states in all
+_MAX_STATES = 512  # of an automaton inside an item: with more its peak is not known
+_MAX_EXPLORED = 2048  # such states in all
 _SLOPES = (0, 1, 2, 4, 8, 16, 32, 64)
 
 # tokens to match it, bytes to match it at least, peak (see `Costs._peak`)

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from palmette.errors import UnsupportedConstraint
 from palmette.fsm.algebra import Language
 from palmette.fsm.basic import basic_language
+from palmette.fsm.budget import Budget
 from palmette.fsm.composite import Composer
 from palmette.fsm.limits import Limits
+from palmette.fsm.lower import Lowering
 from palmette.specs import Choices, Grammar, JsonSchema, Regex, Spec
 
 
@@ -33,3 +36,24 @@ def to_language(
     if isinstance(spec, Regex | Choices | JsonSchema | Grammar):
         return basic_language(spec, limits, clock)
     return Composer(limits, clock, special or {}).language(spec)
+
+
+def check(
+    spec: Spec, limits: Limits | None = None, clock: Callable[[], float] | None = None
+) -> tuple[str, ...]:
+    """What `spec` leaves unenforced, once it is known that some text satisfies it.
+
+    Limits on states and time that are crossed in finding that out are left to `compile`, which has a vocabulary's.
+
+    Raises:
+        UnsupportedConstraint: something would not be enforced, a limit of reading it is crossed, or no text satisfies
+            it.
+    """
+    limits = limits or Limits()
+    language, unenforced = to_language(spec, limits, clock)
+    try:
+        Lowering(Budget(limits, clock)).language(language)
+    except UnsupportedConstraint as error:
+        if error.keyword == "empty language":
+            raise
+    return unenforced

@@ -43,6 +43,7 @@ class Kind(IntEnum):
 EPS, NEVER, RET = 0, 1, 2  # the items made by every Program
 NO_LIMIT = -1
 FOREVER = 1 << 30  # as a lower bound: a saturated count, which never lets go
+_LONGEST_SPLICE = 6  # parts of a concatenation that is written out inside another
 _LONGEST_TEXT = 64  # bytes of one TEXT: reading one makes an item of each of its tails
 
 
@@ -154,8 +155,10 @@ class Program:
         for item in items:
             if item == EPS:
                 continue
-            if parts and self.kinds[parts[-1]] == Kind.CAT and self._first_text(item):
-                parts[-1:] = self.args[parts[-1]]
+            if parts and self._first_text(item) and self.kinds[parts[-1]] == Kind.CAT:
+                before = self.args[parts[-1]]
+                if len(before) <= _LONGEST_SPLICE:
+                    parts[-1:] = before
             if parts and self.kinds[parts[-1]] == Kind.TEXT:
                 text = self._first_text(item)
                 joined = self.args[parts[-1]] + text
@@ -167,8 +170,9 @@ class Program:
             parts.append(item)
         if len(parts) < 2:
             return parts[0] if parts else EPS
-        if self.kinds[parts[0]] == Kind.CAT and self.kinds[self.args[parts[0]][0]] == Kind.TEXT:
-            parts[:1] = self.args[parts[0]]  # so that a text in front is seen to be there
+        if self.kinds[parts[0]] == Kind.CAT and self._first_text(parts[0]):
+            first, *others = self.args[parts[0]]  # so that a text in front is seen to be there
+            parts[:1] = first, self.cat(tuple(others))
         return self._intern(Kind.CAT, tuple(parts), all(self.nullable[i] for i in parts))
 
     def _first_text(self, item: int) -> bytes:

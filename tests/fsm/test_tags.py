@@ -123,6 +123,27 @@ def test_exactly_the_texts_of_the_definition_are_accepted(spec: Tagged) -> None:
     assert accepted > 10
 
 
+def test_random_triggers_that_overlap_are_read_by_the_definition() -> None:
+    rng = random.Random(17)
+    texts = ["".join(w) for n in range(7) for w in itertools.product(f"ab{S}", repeat=n)]
+    checked = refused = 0
+    for _ in range(120):
+        begins = [rng.choices(["a", "b", "b", "<S>"], k=rng.randint(1, 4)) for _ in range(rng.randint(1, 3))]
+        tags = tuple(Tag("".join(begin), A, rng.choice(["", "a", "b<S>"])) for begin in begins)
+        triggers = tuple({"".join(begin[: rng.randint(1, 2)]): None for begin in begins})
+        spec = Tagged(tags, triggers if rng.random() < 0.5 else ())
+        try:
+            machine = compile(spec, VOCABULARY).automaton.machine
+        except UnsupportedConstraint:  # a trigger inside another
+            refused += 1
+            continue
+        wrong = [t for t in texts if matches(machine, encoded(t)) != in_tagged(t, spec)]
+        assert not wrong, (spec, wrong[:3])
+        checked += 1
+    assert checked > 60
+    assert refused > 3
+
+
 @pytest.mark.parametrize("spec", TAGGED)
 def test_a_token_is_allowed_iff_some_text_with_tags_starts_with_prefix_and_token(spec: Tagged) -> None:
     constraint = compile(spec, VOCABULARY)
