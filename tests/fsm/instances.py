@@ -10,6 +10,7 @@ from typing import Any
 
 from palmette.errors import UnsupportedConstraint
 from palmette.fsm.limits import Limits
+from palmette.fsm.numbers import plain_decimal
 from palmette.fsm.schema.build import Builder
 from palmette.fsm.schema.enums import holds
 from palmette.fsm.schema.flat import Conjunction
@@ -26,7 +27,8 @@ def texts(schema_text: str, instance: Any, options: SchemaOptions | None = None)
     """The instance in every order of keys that some branch of the schema declares, and in its own."""
     builder = Builder(Source(schema_text, Limits()), options or SchemaOptions(), Limits(), None)
     orders = itertools.islice(_orders(builder, (("", ()),), instance, 40), MAX_ORDERS)
-    return list(dict.fromkeys([*orders, write(instance)]))
+    whole = [plain_decimal(instance)] if isinstance(instance, Decimal) else []  # 1e308 as an integer is written out
+    return list(dict.fromkeys([*orders, write(instance), *whole]))
 
 
 def write(value: Any) -> str:

@@ -34,6 +34,8 @@ def test_bounds_hold_for_exactly_the_numbers_between_them() -> None:
             continue
 
         texts = [t for t in TEXTS + MORE if valid(t, integer) and _inside(t, low, low_open, high, high_open)]
+        if low is not None and low >= 0:
+            texts = [t for t in texts if not t.startswith("-")]  # -0 is written 0 there
         try:
             machine = automaton(
                 number_language(integer=integer, low=low, low_open=low_open, high=high, high_open=high_open)
