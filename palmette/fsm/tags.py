@@ -28,6 +28,8 @@ from palmette.fsm.algebra import (
 )
 from palmette.fsm.template_text import Part, Token, parts_node
 
+_MAX_FACTORED = 16  # levels of common beginnings
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Branch:
@@ -52,16 +54,25 @@ def tagged(branches: list[Branch], *, at_least_one: bool, stop_after_first: bool
     Raises:
         UnsupportedConstraint: a tag that can never begin, because another trigger is complete before its own.
     """
-    groups: dict[tuple[Part, ...], list[Node]] = {}
+    groups: dict[tuple[Part, ...], list[tuple[str, Node]]] = {}
     for branch in branches:
         trigger, rest = _cut(branch)
-        groups.setdefault(trigger, []).append(seq(parts_node(rest), branch.rest))
+        text, marks = _split(rest)
+        groups.setdefault(trigger, []).append((text, seq(parts_node(marks), branch.rest)))
     plain = tuple(str(t[0]) for t in groups if isinstance(t[-1], str))
     free: Node = Not(seq(ANY_TEXT, _words(plain), ANY_TEXT)) if plain else ANY_TEXT
     tags: list[Node] = []
+    simple: list[tuple[str, Node]] = []
     for trigger, rests in groups.items():
         _check_reachable(trigger, plain)
-        tags.append(seq(_free_up_to(trigger, plain, free), alt(rests)))
+        head, marks = _split(trigger)
+        node = seq(parts_node(marks), _one_of(rests))
+        if _may_overlap(head, plain, closed=bool(marks)):
+            tags.append(seq(_free_with(head, plain, free, closed=bool(marks)), node))
+        else:
+            simple.append((head, node))
+    if simple:
+        tags.append(seq(free, _one_of(simple)))
     tag = alt(tags)
     if stop_after_first:
         return tag if at_least_one else either(tag, free)
@@ -87,28 +98,49 @@ def _cut(branch: Branch) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
     raise AssertionError("a trigger is no longer than its tag's begin")
 
 
-def _free_up_to(trigger: tuple[Part, ...], plain: tuple[str, ...], free: Node) -> Node:
-    """Texts that end with `trigger` and complete no other one before that.
+def _split(parts: tuple[Part, ...]) -> tuple[str, tuple[Part, ...]]:
+    """The text that `parts` begin with, and the others."""
+    return (parts[0], parts[1:]) if parts and isinstance(parts[0], str) else ("", parts)
 
-    Where no end of a trigger is a beginning of this one, nothing can be complete across its first character, so it
-    simply follows free text; that costs one automaton for all such triggers, where the others cost one each.
+
+def _may_overlap(head: str, plain: tuple[str, ...], *, closed: bool) -> bool:
+    """Whether a trigger that begins before `head` may be complete inside it, or with its last character if `closed`.
+
+    If none may, `head` simply follows free text, and one automaton of free text serves all such triggers.
     """
-    head = trigger[0] if isinstance(trigger[0], str) else ""
-    inside = len(head) - isinstance(trigger[-1], str)  # characters of it behind which another would be complete first
-    if not any(t.endswith(head[:n]) for t in plain for n in range(1, min(inside, len(t) - 1) + 1)):
-        return seq(free, parts_node(trigger))
-    if len(trigger) == 1:
-        return And((seq(ANY_TEXT, Literal(head)), Not(seq(ANY_TEXT, _words(plain), ANY_CHAR, ANY_TEXT))))
-    return seq(And((seq(ANY_TEXT, Literal(head)), free)), parts_node(trigger[1:]))
+    longest = len(head) if closed else len(head) - 1
+    others = [t for t in plain if head[:1] in t[1:]]
+    return any(t.endswith(head[:n]) for t in others for n in range(1, min(longest, len(t) - 1) + 1))
+
+
+def _free_with(head: str, plain: tuple[str, ...], free: Node, *, closed: bool) -> Node:
+    """Texts that end with `head` and complete no trigger before its last character, or not even with it if `closed`."""
+    ending = seq(ANY_TEXT, Literal(head))
+    return And((ending, free)) if closed else And((ending, Not(seq(ANY_TEXT, _words(plain), ANY_CHAR, ANY_TEXT))))
+
+
+def _one_of(branches: list[tuple[str, Node]], depth: int = 0) -> Node:
+    """A text and what follows it, for one of `branches`; what texts begin with in common is one state, not many."""
+    by_first: dict[str, list[tuple[str, Node]]] = {}
+    for text, node in branches:
+        by_first.setdefault(text[:1], []).append((text, node))
+    parts: list[Node] = []
+    for first, group in by_first.items():
+        if not first or len(group) == 1 or depth == _MAX_FACTORED:
+            parts += [seq(Literal(text), node) for text, node in group]
+            continue
+        texts = [text for text, _ in group]
+        pairs = zip(min(texts), max(texts), strict=False)  # what the first and the last share, all share
+        common = next((n for n, (a, b) in enumerate(pairs) if a != b), min(map(len, texts)))
+        parts.append(seq(Literal(group[0][0][:common]), _one_of([(t[common:], n) for t, n in group], depth + 1)))
+    return alt(parts)
 
 
 def _check_reachable(trigger: tuple[Part, ...], plain: tuple[str, ...]) -> None:
-    text = trigger[0]
-    if not isinstance(text, str):
-        return
+    text, marks = _split(trigger)
     for other in plain:
         at = text.find(other)
-        if at >= 0 and (at + len(other) < len(text) or len(trigger) > 1):
+        if at >= 0 and (at + len(other) < len(text) or marks):
             reason = f"{other!r} inside it is a trigger of its own, which is complete first"
             raise UnsupportedConstraint(repr(text), "trigger", reason, "use one of them as the trigger of both tags")
 
