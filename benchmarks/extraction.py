@@ -17,6 +17,7 @@ loaded, one record is made to warm up, and constraints are compiled in the time 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import statistics
@@ -39,7 +40,21 @@ RECORD = {
     "required": ["name", "age", "city"],
     "additionalProperties": False,
 }
-NAMES = ("Ada", "Ben", "Clara", "David", "Elena", "Farid", "Greta", "Hugo", "Ines", "Jonas", "Karin", "Leo", "Mina")
+NAMES: tuple[str, ...] = (
+    "Ada",
+    "Ben",
+    "Clara",
+    "David",
+    "Elena",
+    "Farid",
+    "Greta",
+    "Hugo",
+    "Ines",
+    "Jonas",
+    "Karin",
+    "Leo",
+    "Mina",
+)
 NAMES = (*NAMES, "Noor", "Otto", "Pia")
 CITIES = ("Lisbon", "Oslo", "Quito", "Hanoi")
 RECORDS = [
@@ -115,16 +130,15 @@ def palmette(system: str, workload: str, counts: Sequence[int]) -> tuple[Outcome
 
 def llama_cpp(workload: str) -> Outcome:
     """llama-cpp-python on the file itself. It has no regex; characters are left out."""
-    from llama_cpp import Llama, LlamaGrammar
-
     from palmette.runtime.models.load import find_model
 
+    library: Any = importlib.import_module("llama_cpp")
     if workload != "records":
         raise LookupError("its grammars are no regular expressions")
     path, _ = find_model("smollm2")
     prompts, limit = WORKLOADS[workload]
-    model = Llama(str(path), n_ctx=1024, n_threads=os.cpu_count(), verbose=False, logits_all=False)
-    grammar = LlamaGrammar.from_json_schema(json.dumps(RECORD), verbose=False)
+    model = library.Llama(str(path), n_ctx=1024, n_threads=os.cpu_count(), verbose=False, logits_all=False)
+    grammar = library.LlamaGrammar.from_json_schema(json.dumps(RECORD), verbose=False)
     passes = _counted(model, "eval")
     model.create_completion(prompts[0], max_tokens=1, temperature=0)
     passes.clear()
@@ -138,14 +152,12 @@ def llama_cpp(workload: str) -> Outcome:
 
 def guidance(workload: str) -> Outcome:
     """guidance on transformers."""
-    from guidance import gen
-    from guidance import json as json_of
-    from guidance.models import Transformers
-
+    library: Any = importlib.import_module("guidance")
+    gen, json_of = library.gen, library.json
     model, tokenizer = _transformers()
     prompts, limit = WORKLOADS[workload]
     passes = _counted(model, "forward")
-    lm = Transformers(model, tokenizer, echo=False)
+    lm = library.models.Transformers(model, tokenizer, echo=False)
 
     def one(prompt: str, count: int | None = None) -> str:
         if count is not None:
@@ -165,9 +177,7 @@ def guidance(workload: str) -> Outcome:
 
 def outlines(workload: str) -> Outcome:
     """outlines on transformers, all prompts in one batch."""
-    import outlines as library
-    from outlines.types import JsonSchema, Regex
-
+    library: Any = importlib.import_module("outlines")
     model, tokenizer = _transformers()
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     tokenizer.padding_side = "left"
@@ -177,7 +187,10 @@ def outlines(workload: str) -> Outcome:
     wrapped.batch(prompts[:2], max_new_tokens=1)
     passes.clear()
     start = time.perf_counter()
-    generator = library.Generator(wrapped, JsonSchema(RECORD) if workload == "records" else Regex(CHARACTER))
+    records = workload == "records"
+    generator = library.Generator(
+        wrapped, library.types.JsonSchema(RECORD) if records else library.types.Regex(CHARACTER)
+    )
     texts = generator.batch(prompts, max_new_tokens=limit, do_sample=False)
     seconds = time.perf_counter() - start
     tokens = sum(len(tokenizer.encode(text)) for text in texts)
