@@ -17,7 +17,9 @@ from examples import (
     hello,
     judge,
     skeleton_of_thought,
+    think_first,
     tool_calls,
+    tool_replies,
 )
 from palmette.interpreter.backends.local import Runtime
 from palmette.runtime.stats import Stats
@@ -33,6 +35,8 @@ PROGRAMS = [
     dates,
     extraction,
     tool_calls,
+    tool_replies,
+    think_first,
 ]
 
 

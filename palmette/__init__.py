@@ -46,6 +46,7 @@ from palmette.lang.program import Program, function
 from palmette.lang.race import afirst, arace, first, race
 from palmette.lang.session import flush_cache, get_server_info, options, set_default_backend
 from palmette.lang.state import State
+from palmette.lang.tool_use import ToolReply
 from palmette.lang.tools import Tool, ToolCall, tool, tool_result
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ __all__ = [
     "State",
     "Tool",
     "ToolCall",
+    "ToolReply",
     "afirst",
     "arace",
     "assistant",

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from palmette.errors import Cancelled, EngineDied, PalmetteError, RequestError, UnsupportedFeature
-from palmette.specs import Spec
+from palmette.specs import Healed, Spec
 from palmette.types import (
     Capabilities,
     Deliver,
@@ -52,7 +52,7 @@ class Reply:
 
 Replies: TypeAlias = Callable[[str], str | Reply] | Mapping[str, str | Reply] | Sequence[str | Reply]
 
-CONSTRAINTS = ("regex", "choices", "json_schema", "grammar", "stop_regex")
+CONSTRAINTS = ("regex", "choices", "json_schema", "grammar", "stop_regex", "structural_tag", "token_healing")
 _BYTES = 256
 _BEGIN, _END = 256, 257  # role marks
 
@@ -68,6 +68,10 @@ class ScriptedBackend:
         score: the logprob of a token behind a prompt, for `select`; by default the longer the text the same.
         constraints: kinds of constraint that it takes. A reply that does not satisfy the constraint of its hole fails
             the request: a model under that constraint could not have written it.
+        chat_template: the Jinja source that tells the family of the model, whose tool calls it writes; messages are
+            not rendered with it.
+
+    Where a seam is healed the script sees and answers the prompt as the author wrote it.
 
     `requests` lists what was submitted, `program_events` the hints, `cancelled` the ids that were cancelled.
 
@@ -88,6 +92,7 @@ class ScriptedBackend:
         score: Callable[[str, str], float] | None = None,
         context_len: int = 1 << 20,
         constraints: Iterable[str] = CONSTRAINTS,
+        chat_template: str = "",
     ) -> None:
         self._replies = list(replies) if isinstance(replies, Sequence) else replies
         self._piece = max(1, piece)
@@ -97,7 +102,11 @@ class ScriptedBackend:
         self._held: dict[str, tuple[Request, Deliver]] = {}
         self._closed = False
         self.capabilities = Capabilities(
-            model="scripted", digest="scripted", context_len=context_len, constraints=frozenset(constraints)
+            model="scripted",
+            digest="scripted",
+            context_len=context_len,
+            constraints=frozenset(constraints),
+            chat_template=chat_template,
         )
         self.requests: list[Request] = []
         self.program_events: list[ProgramEvent] = []
@@ -198,9 +207,10 @@ class ScriptedBackend:
             return [_ended(request, error)]
 
     def _reply(self, request: GenerateRequest) -> list[Event]:
-        prompt = self.decode(request.token_ids)
-        reply = self._text(prompt)
+        prefix = request.constraint.prefix if isinstance(request.constraint, Healed) else ""
+        reply = self._text(self.decode(request.token_ids) + prefix)
         whole, steered = (reply.text, reply.steered) if isinstance(reply, Reply) else (reply, False)
+        whole = prefix + whole
         text, written, matched = _stopped(whole, request.params)
         reason = FinishReason.LENGTH if steered else FinishReason.STOP
         is_cut = len(text.encode()) > request.params.max_new_tokens

@@ -325,7 +325,9 @@ class Capabilities:
 
     tokens: bool = True  # has a tokenizer; without, a stream's state is messages
     chat: bool = True  # has a chat template
-    constraints: frozenset[str] = frozenset()  # of regex, choices, json_schema, grammar, stop_regex
+    # of regex, choices, json_schema, grammar, stop_regex, structural_tag (tags, reasoning), token_healing
+    constraints: frozenset[str] = frozenset()
+    chat_template: str = ""  # Jinja source, which tells how the model writes tool calls; "" = none, or not known
     vision: bool = False
     context_len: int = 1 << 30
     model: str = ""  # a short name

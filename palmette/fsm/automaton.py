@@ -26,6 +26,7 @@ from palmette.fsm.walk import walk
 NO_WAY = 1 << 30  # a cost above every budget
 MAX_FORCED = 4096  # bytes that forced_bytes returns at most
 
+_STATE_BYTES = 1024  # of one state with its transitions, roughly
 _REBUILD_AT = 0.8  # of the limit on states
 _REMEMBERED_STEPS = 1 << 17
 _REMEMBERED_COSTS = 16  # states, the first computed goes first: only the last tokens of a budget need them
@@ -69,6 +70,11 @@ class Automaton:
     @property
     def start(self) -> int:
         return self.machine.start
+
+    @property
+    def nbytes(self) -> int:
+        """About what its masks, tables and states take."""
+        return self.masks.nbytes + _STATE_BYTES * self.budget.states
 
     def begin_step(self) -> None:
         """A new step of one matcher: its share of new states starts, and an automaton grown too large is rebuilt."""

@@ -42,6 +42,11 @@ class Constraint:
     reasoning: Constraint | None = None  # with a thinking budget: the reasoning up to its end, then anything
     thinking_budget: int = 0  # tokens
 
+    @property
+    def nbytes(self) -> int:
+        """About what it has grown to; may be asked by any thread."""
+        return self.automaton.nbytes + (0 if self.reasoning is None else self.reasoning.nbytes)
+
     def matcher(self) -> Matcher:
         """A new cursor at the beginning."""
         if self.reasoning is not None:

@@ -38,9 +38,7 @@ def to_language(
     return Composer(limits, clock, special or {}).language(spec)
 
 
-def check(
-    spec: Spec, limits: Limits | None = None, clock: Callable[[], float] | None = None
-) -> tuple[str, ...]:
+def check(spec: Spec, limits: Limits | None = None, clock: Callable[[], float] | None = None) -> tuple[str, ...]:
     """What `spec` leaves unenforced, once it is known that some text satisfies it.
 
     Limits on states and time that are crossed in finding that out are left to `compile`, which has a vocabulary's.

@@ -30,6 +30,7 @@ class Limits:
     compile_seconds: float = 4.5  # hard: checked inside the loops of compilation
     mask_cache_bytes: int = 256 << 20  # of one constraint
     cached_constraints: int = 512
+    cached_bytes: int = 1 << 30  # of all cached constraints together, as far as they are counted
 
     def __post_init__(self) -> None:
         for field in fields(self):

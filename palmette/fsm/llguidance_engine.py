@@ -101,6 +101,11 @@ class LLGuidanceConstraint:
     engine: LLGuidanceEngine = field(repr=False)
     start: Any = field(repr=False)  # an LLMatcher that is only ever copied
 
+    @property
+    def nbytes(self) -> int:
+        """Unknown: llguidance does not tell."""
+        return 0
+
     def matcher(self) -> LLGuidanceMatcher:
         """A new cursor at the beginning."""
         return LLGuidanceMatcher(self, self.start.deep_copy())

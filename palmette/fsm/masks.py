@@ -52,7 +52,7 @@ class Masks:
 
     @property
     def nbytes(self) -> int:
-        return sum(m.nbytes for m in self._distinct.values()) + self.table.nbytes
+        return len(self._distinct) * self.vocabulary.mask_words * 4 + self.table.nbytes
 
     def mask(self, state: int) -> Mask:
         """Tokens allowed in `state`, end-of-sequence included where the state accepts. Read-only; the cache's own."""

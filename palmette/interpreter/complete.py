@@ -7,15 +7,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from palmette.errors import ProgramError
+from palmette.interpreter.asking import Ask, ask
 from palmette.interpreter.cursor import Cursor
 from palmette.interpreter.executor import Generated
 from palmette.interpreter.hole import Filled, Hole
 from palmette.interpreter.meta import meta_info
-from palmette.interpreter.reasoning import ReasoningSplitter, reasoning_format
+from palmette.interpreter.reading import Delta, HoleText
 from palmette.interpreter.run import HoleRecord
 from palmette.interpreter.seeds import draw_key
 from palmette.interpreter.typed import value_of
-from palmette.ir import Binding, Gen, HoleOptions
+from palmette.ir import Gen, HoleOptions
 from palmette.types import Backend, Finish, GenerateRequest, Hints, SamplingParams, Usage
 
 if TYPE_CHECKING:  # stream.py reaches this through steps.py: types only
@@ -31,19 +32,18 @@ async def complete(stream: Stream, node: Gen, holes: dict[str, Hole]) -> None:
     run = stream.run
     hole = holes[node.name or ""]
     options = node.options.over(run.options)
-    params = options.sampling_params()
-    binding = node.constraint.binding if node.constraint is not None else None
-    if binding is not None and binding.stop:
-        params = replace(params, stop=tuple(dict.fromkeys((*params.stop, *binding.stop))))
-    stream.cursor = with_prompt(stream.cursor, run.backend)
+    before = stream.cursor
+    stream.cursor = with_prompt(before, run.backend)
+    asked = ask(node, options, run.backend, before=before, flushed=stream.cursor)
     n = options.n or 1
 
-    granted = await run.purse.reserve(params.max_new_tokens * n, n)
-    params = _capped(params, granted // n)
+    granted = await run.purse.reserve(asked.params.max_new_tokens * n, n)
+    if granted < asked.params.max_new_tokens * n:
+        asked = replace(asked, params=_capped(asked.params, granted // n))
     samples = [Generated() for _ in range(n)]
-    sink = _TextSink(stream, node, hole, holes)
+    sink = _TextSink(stream, hole, holes, asked.text())
     try:
-        ids = await _run_samples(stream, options, params, binding, hole, samples, sink)
+        ids = await _run_samples(stream, options, asked, hole, samples, sink)
     finally:
         used = sum(s.sampled for s in samples)
         run.purse.settle(granted, used)
@@ -51,25 +51,29 @@ async def complete(stream: Stream, node: Gen, holes: dict[str, Hole]) -> None:
             run.count(Usage(sampled_tokens=used, wasted_tokens=used))
     sink.finish()
 
-    usage = sum((_usage(s) for s in samples), Usage())
+    texts = [sink.text, *(_read(asked, sample) for sample in samples[1:])]
+    for sample, text in zip(samples, texts, strict=True):
+        if text.matched is not None:
+            _drop_end(sample, text.matched, run.backend)
+    usage = sum((_usage(s, asked) for s in samples), Usage())
     run.count(usage)
     for index, sample in enumerate(samples):
-        finish = sample.finish
+        finish, written = sample.finish, sample.text[len(asked.prefix) :]
         run.records.append(
-            HoleRecord(stream.path, hole.index, node.name, index, finish.token_ids, sample.text, finish.reason.value)
+            HoleRecord(stream.path, hole.index, node.name, index, finish.token_ids, written, finish.reason.value)
         )
-    infos = [_info(run.backend, request_id, s, options, params) for request_id, s in zip(ids, samples, strict=True)]
+    infos = [_info(run.backend, i, s, options, asked) for i, s in zip(ids, samples, strict=True)]
     first = samples[0]
-    stream.cursor = _advance(stream.cursor, first)
-    text = sink.answer if node.reasoning is not None else first.text
+    stream.cursor = _advance(asked.cursor, first)
+    if sink.thoughts is not None:
+        thoughts: Any = [text.thought for text in texts]
+        sink.thoughts.fill(Filled(value=thoughts[0] if n == 1 else thoughts, text=sink.text.thought))
     close = options.on_budget == "close"
-    values = [value_of(binding, sample.text, sample.finish, close=close) for sample in samples]
-    if n == 1 and node.reasoning is not None:  # never beside a constraint
-        values = [text]
+    values = [value_of(asked.binding, t.answer, s.finish, close=close) for t, s in zip(texts, samples, strict=True)]
     hole.fill(
         Filled(
             value=values[0] if n == 1 else values,
-            text=text,
+            text=sink.text.answer,
             token_ids=first.finish.token_ids,
             reason=first.finish.reason,
             usage=usage,
@@ -96,16 +100,10 @@ def next_hints(stream: Stream) -> Hints:
 
 
 async def _run_samples(
-    stream: Stream,
-    options: HoleOptions,
-    params: SamplingParams,
-    binding: Binding | None,
-    hole: Hole,
-    samples: list[Generated],
-    sink: _TextSink,
+    stream: Stream, options: HoleOptions, asked: Ask, hole: Hole, samples: list[Generated], sink: _TextSink
 ) -> list[str]:
     run = stream.run
-    prompt = stream.cursor.chain.all_ids()
+    prompt = asked.cursor.chain.all_ids()
     hints = next_hints(stream)
     if len(samples) > 1 and not hints.siblings:
         hints = replace(hints, shared_len=len(prompt), siblings=len(samples))
@@ -115,13 +113,13 @@ async def _run_samples(
         GenerateRequest(
             request_id=run.executor.next_request_id(),
             token_ids=prompt,
-            params=params,
+            params=asked.params,
             seed=draw_key(seed, path, hole.index if options.seed is None else 0, index),
             logprobs=options.logprob_params(),
             hints=hints,
             namespace=run.namespace,
             timeout=options.timeout,
-            constraint=None if binding is None else binding.spec,
+            constraint=asked.spec,
         )
         for index in range(len(samples))
     ]
@@ -143,35 +141,33 @@ async def _run_samples(
 
 
 class _TextSink:
-    """Where the text of the first sample goes while it comes: the hole, or the answer and the reasoning apart."""
+    """Where the text of the first sample goes while it comes: to the transcript, the hole, and the reasoning's hole."""
 
-    def __init__(self, stream: Stream, node: Gen, hole: Hole, holes: dict[str, Hole]) -> None:
+    def __init__(self, stream: Stream, hole: Hole, holes: dict[str, Hole], text: HoleText) -> None:
+        self.text = text
+        self.thoughts = next((h for h in holes.values() if h is not hole), None)
         self._stream = stream
         self._hole = hole
-        self._splitter = ReasoningSplitter(reasoning_format(node.reasoning)) if node.reasoning is not None else None
-        self._thoughts = next((h for h in holes.values() if h is not hole), None)
-        self._thought = ""
-        self.answer = ""
 
     def feed(self, text: str) -> None:
-        self._stream.transcript.emit(text)
-        if self._splitter is None:
-            self._hole.push(text)
-        else:
-            self._deal(*self._splitter.feed(text))
+        self._deal(self.text.feed(text))
 
     def finish(self) -> None:
-        if self._splitter is not None:
-            self._deal(*self._splitter.finish())
-            if self._thoughts is not None:
-                self._thoughts.fill(Filled(value=self._thought, text=self._thought))
+        self._deal(self.text.finish())
 
-    def _deal(self, thought: str, answer: str) -> None:
-        self._thought += thought
-        self.answer += answer
-        if self._thoughts is not None:
-            self._thoughts.push(thought)
-        self._hole.push(answer)
+    def _deal(self, delta: Delta) -> None:
+        if delta.written:
+            self._stream.transcript.emit(delta.written)
+        if self.thoughts is not None:
+            self.thoughts.push(delta.thought)
+        self._hole.push(delta.shown)
+
+
+def _read(asked: Ask, sample: Generated) -> HoleText:
+    text = asked.text()
+    text.feed(sample.text)
+    text.finish()
+    return text
 
 
 def _ignore(text: str) -> None:
@@ -190,18 +186,31 @@ def _advance(cursor: Cursor, sample: Generated) -> Cursor:
     return cursor.extend(finish.token_ids, kept_text, generated=len(finish.token_ids)).add(finish.tail)
 
 
-def _usage(sample: Generated) -> Usage:
-    return sample.finish.usage + Usage(retokenized_tokens=1 if sample.finish.tail else 0)
+def _drop_end(sample: Generated, end: str, backend: Backend) -> None:
+    """Take the character that completed the answer, the last of the text, out of the sample: it is what ended it."""
+    finish = replace(sample.finish, matched=end)
+    if finish.tail:
+        finish = replace(finish, tail=finish.tail[:-1])
+    else:
+        left = backend.decode(finish.token_ids[-1:])[:-1]
+        usage = finish.usage + Usage(wasted_tokens=0 if left else 1)
+        finish = replace(finish, token_ids=finish.token_ids[:-1], tail=left, usage=usage)
+    sample.text, sample.finish = sample.text[:-1], finish
 
 
-def _info(
-    backend: Backend, request_id: str, sample: Generated, options: HoleOptions, params: SamplingParams
-) -> dict[str, Any]:
+def _usage(sample: Generated, asked: Ask) -> Usage:
+    retokenized = (1 if sample.finish.tail else 0) + asked.retokenized(sample.finish.token_ids)
+    usage = sample.finish.usage
+    return usage + Usage(retokenized_tokens=retokenized) if retokenized else usage
+
+
+def _info(backend: Backend, request_id: str, sample: Generated, options: HoleOptions, asked: Ask) -> dict[str, Any]:
+    finish, usage = sample.finish, _usage(sample, asked)
     return meta_info(
         request_id,
-        sample.finish,
+        finish if usage is finish.usage else replace(finish, usage=usage),
         sample.logprobs,
-        max_new_tokens=params.max_new_tokens,
+        max_new_tokens=asked.params.max_new_tokens - len(asked.taken),
         with_logprobs=options.logprob_params() is not None,
         with_top=bool(options.top_logprobs_num),
         token_text=(lambda token: backend.decode([token])) if options.return_text_in_logprobs else None,

@@ -1,56 +1,32 @@
-"""Splitting a reasoning segment from the answer, while the text streams.
-
-The formats of the model families are data. Model names are those of SGLang's `separate_reasoning`.
-"""
+"""Splitting a reasoning segment from the answer, while the text streams. The families' formats are data elsewhere."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum, auto
 
-from palmette.errors import InvalidOption
-
-
-@dataclass(frozen=True, slots=True)
-class ReasoningFormat:
-    """How a family marks its reasoning. `starts_inside`: the template already wrote the opening mark."""
-
-    begin: str
-    end: str
-    starts_inside: bool = False
-
-
-REASONING_FORMATS = {
-    "deepseek-r1": ReasoningFormat("<think>", "</think>", starts_inside=True),
-    "deepseek-v3": ReasoningFormat("<think>", "</think>"),
-    "glm45": ReasoningFormat("<think>", "</think>"),
-    "kimi": ReasoningFormat("◁think▷", "◁/think▷"),
-    "qwen3": ReasoningFormat("<think>", "</think>"),
-    "qwen3-thinking": ReasoningFormat("<think>", "</think>", starts_inside=True),
-}
-
-
-def reasoning_format(model_type: str) -> ReasoningFormat:
-    """Raises InvalidOption for a family without a known format."""
-    found = REASONING_FORMATS.get(model_type.lower())
-    if found is None:
-        raise InvalidOption("model_type", model_type, f"one of {', '.join(sorted(REASONING_FORMATS))}")
-    return found
+from palmette.formats.reasoning import ReasoningFormat
 
 
 class _Phase(Enum):
     START = auto()  # will there be reasoning?
     BEFORE_THOUGHT = auto()  # behind the opening mark: line breaks belong to it
     THOUGHT = auto()
-    BEFORE_ANSWER = auto()  # behind the closing mark: line breaks belong to it
+    BEFORE_ANSWER = auto()  # behind the closing mark: line breaks, or exactly what the format says, belong to it
     ANSWER = auto()
 
 
 class ReasoningSplitter:
     """Feeds on text as it comes and deals it out to (reasoning, answer); marks belong to neither."""
 
-    def __init__(self, form: ReasoningFormat) -> None:
+    def __init__(self, form: ReasoningFormat, *, inside: bool | None = None, exact: bool = False) -> None:
+        """
+        Args:
+            inside: the text begins behind the opening mark; None = as its family usually does.
+            exact: `form.after`, no more and no less, stands between the closing mark and the answer.
+        """
         self._form = form
+        self._inside = form.starts_inside if inside is None else inside
+        self._after = len(form.after) if exact else None  # characters still to be passed over
         self._phase = _Phase.START
         self._held = ""  # could still become a mark
 
@@ -73,7 +49,7 @@ class ReasoningSplitter:
                 self._held = text
                 return "", ""
             else:
-                self._phase = _Phase.BEFORE_THOUGHT if self._form.starts_inside else _Phase.ANSWER
+                self._phase = _Phase.BEFORE_THOUGHT if self._inside else _Phase.ANSWER
         if self._phase is _Phase.BEFORE_THOUGHT:
             text = text.lstrip("\n")
             self._phase = _Phase.THOUGHT if text else self._phase
@@ -85,9 +61,18 @@ class ReasoningSplitter:
                 return text[: len(text) - keep], ""
             text, self._phase = rest, _Phase.BEFORE_ANSWER
         if self._phase is _Phase.BEFORE_ANSWER:
+            text = self._behind_mark(text)
+        return thought, text
+
+    def _behind_mark(self, text: str) -> str:
+        if self._after is None:
             text = text.lstrip("\n")
             self._phase = _Phase.ANSWER if text else self._phase
-        return thought, text
+            return text
+        passed = min(self._after, len(text))
+        self._after -= passed
+        self._phase = self._phase if self._after else _Phase.ANSWER
+        return text[passed:]
 
 
 def _overlap(text: str, mark: str) -> int:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from palmette.errors import UnsupportedConstraint, UnsupportedFeature
+from palmette.errors import InvalidOption, PalmetteError, UnsupportedConstraint, UnsupportedFeature
 from palmette.ir import Gen, HoleOptions, Media, Node, RoleBegin
-from palmette.specs import Choices, Grammar, JsonSchema, Regex, Spec, inner_specs
+from palmette.specs import Choices, Grammar, Healed, JsonSchema, Reasoned, Regex, Spec, Tagged, inner_specs
 from palmette.types import Capabilities
 
-_KINDS: dict[type[Any], str] = {Regex: "regex", Choices: "choices", JsonSchema: "json_schema", Grammar: "grammar"}
+_KINDS: dict[type[Any], str] = {
+    Regex: "regex",
+    Choices: "choices",
+    JsonSchema: "json_schema",
+    Grammar: "grammar",
+    Tagged: "structural_tag",
+    Reasoned: "structural_tag",
+    Healed: "token_healing",
+}
 
 
 def check_supported(node: Node, capabilities: Capabilities, defaults: HoleOptions) -> None:
@@ -19,7 +28,7 @@ def check_supported(node: Node, capabilities: Capabilities, defaults: HoleOption
         UnsupportedConstraint, UnsupportedFeature: naming the author's line.
     """
     if isinstance(node, Gen):
-        _check_hole(node, capabilities, node.options.stop_regex or defaults.stop_regex)
+        _check_hole(node, capabilities, defaults)
     elif isinstance(node, Media) and not capabilities.vision:
         raise UnsupportedFeature(node.kind, "the model has no vision part").at(source=node.source)
     elif isinstance(node, RoleBegin) and not node.role:
@@ -36,20 +45,30 @@ def spec_kinds(spec: Spec) -> set[str]:
     return kinds
 
 
-def _check_hole(node: Gen, capabilities: Capabilities, stop_regex: tuple[str, ...] | None) -> None:
-    model = capabilities.model or "this backend"
-    problem: UnsupportedConstraint | None = None
-    if node.constraint is not None:
-        asked = node.constraint.kind
-        if node.constraint.binding is None:
-            problem = UnsupportedConstraint("", asked, "nobody has read it", "append it to a state, which does")
-        elif missing := spec_kinds(node.constraint.binding.spec) - capabilities.constraints:
-            what = "it" if missing == {asked} else f"{', '.join(sorted(missing))}, which it becomes"
-            problem = UnsupportedConstraint("", asked, f"{model} does not enforce {what}")
-        elif node.reasoning is not None:
-            hint = "write the reasoning into a hole of its own"
-            problem = UnsupportedConstraint("", asked, "separate_reasoning leaves the whole text free", hint)
-    if problem is None and stop_regex and "stop_regex" not in capabilities.constraints:
-        problem = UnsupportedConstraint("", "stop_regex", f"{model} does not stop at patterns")
-    if problem is not None:
+def _check_hole(node: Gen, capabilities: Capabilities, defaults: HoleOptions) -> None:
+    for problem in _problems(node, capabilities, defaults):
         raise problem.at(hole=node.name, source=node.source)
+
+
+def _problems(node: Gen, capabilities: Capabilities, defaults: HoleOptions) -> Iterator[PalmetteError]:
+    options, constraint, enforced = node.options, node.constraint, capabilities.constraints
+    model = capabilities.model or "this backend"
+    if constraint is not None and constraint.binding is None:
+        yield UnsupportedConstraint("", constraint.kind, "nobody has read it", "append it to a state, which does")
+    elif constraint is not None and constraint.binding is not None:
+        missing = spec_kinds(constraint.binding.in_family(capabilities.chat_template).spec) - enforced
+        if missing:
+            what = "it" if missing == {constraint.kind} else f"{', '.join(sorted(missing))}, which it becomes"
+            yield UnsupportedConstraint("", constraint.kind, f"{model} does not enforce {what}")
+    if node.reasoning is None and options.thinking_budget is not None:
+        yield InvalidOption("thinking_budget", options.thinking_budget, "given inside separate_reasoning(...)")
+    if node.reasoning is not None and "structural_tag" not in enforced:
+        if constraint is not None:
+            yield UnsupportedConstraint("", constraint.kind, f"{model} does not enforce it behind reasoning")
+        if options.thinking_budget is not None or defaults.thinking_budget is not None:
+            yield UnsupportedConstraint("", "thinking_budget", f"{model} does not enforce it")
+    heals = defaults.token_healing if options.token_healing is None else options.token_healing
+    if heals and "token_healing" not in enforced:
+        yield UnsupportedConstraint("", "token_healing", f"{model} does not heal seams")
+    if (options.stop_regex or defaults.stop_regex) and "stop_regex" not in enforced:
+        yield UnsupportedConstraint("", "stop_regex", f"{model} does not stop at patterns")

@@ -334,15 +334,20 @@ def _scope(recorder: _Recorder) -> Iterator[None]:
 
 def is_symbolic(value: object) -> bool:
     """Whether a symbol, or text with one in it, is in there: only a run knows what it stands for."""
-    if isinstance(value, str):
-        return _OPEN in str.__str__(value)
-    if isinstance(value, tuple | list):
-        return any(map(is_symbolic, value))
-    if isinstance(value, dict):
-        return any(map(is_symbolic, value.values()))
-    if isinstance(value, Constraint):
-        return is_symbolic(value.value)
-    return isinstance(value, HoleOptions) and is_symbolic(value.stop)
+    pending = [value]  # data of an author's may be deep
+    while pending:
+        found = pending.pop()
+        if isinstance(found, str) and _OPEN in str.__str__(found):
+            return True
+        if isinstance(found, tuple | list):
+            pending.extend(found)
+        elif isinstance(found, dict):
+            pending.extend(found.values())
+        elif isinstance(found, Constraint):
+            pending.append(found.value)
+        elif isinstance(found, HoleOptions):
+            pending.append(found.stop)
+    return False
 
 
 def _joined(path: tuple[int, ...]) -> str:

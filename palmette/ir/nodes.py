@@ -20,7 +20,7 @@ from palmette.specs import Spec
 
 StreamPath: TypeAlias = tuple[int, ...]
 CallPath: TypeAlias = tuple[int, ...]
-ConstraintKind: TypeAlias = Literal["regex", "json_schema", "grammar", "type", "dtype"]
+ConstraintKind: TypeAlias = Literal["regex", "json_schema", "grammar", "type", "dtype", "tools", "structural_tag"]
 JoinMode: TypeAlias = Literal["gather_variable", "concate_and_append", "copy"]
 JoinPolicy: TypeAlias = Literal["all", "first_error", "collect"]
 
@@ -104,6 +104,16 @@ class Variable(Expr):
     source: SourcePos | None = _source()
 
 
+class TextFilter(Protocol):
+    """Passes on what is to be shown of a text. Pieces in, pieces out."""
+
+    def feed(self, text: str) -> str: ...
+
+    def finish(self) -> str:
+        """What was held back, when nothing more will come."""
+        ...
+
+
 class Binding(Protocol):
     """What a constraint comes to in a run; made by the language half, kept beside the author's own object."""
 
@@ -114,7 +124,7 @@ class Binding(Protocol):
 
     @property
     def stop(self) -> tuple[str, ...]:
-        """Stop strings that come with the constraint."""
+        """Stop strings that come with the constraint: one character each, and the text is complete with it."""
         ...
 
     @property
@@ -132,6 +142,20 @@ class Binding(Protocol):
         """The value of a finished text, ValueError where a validator refuses it; None = the text is the value."""
         ...
 
+    @property
+    def is_free(self) -> bool:
+        """The text is free but for what stands in tags."""
+        ...
+
+    @property
+    def shown(self) -> Callable[[], TextFilter] | None:
+        """Makes what takes the markup out of a text that streams; None = there is none."""
+        ...
+
+    def in_family(self, chat_template: str) -> Binding:
+        """The same for a model with this chat template (Jinja, "" = none): tool calls are written in its format."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class UnboundType:
@@ -139,6 +163,18 @@ class UnboundType:
 
     label: str
     schema: str  # JSON
+
+
+@dataclass(frozen=True, slots=True)
+class ToolUse:
+    """The tools of a hole: what a constraint of kind "tools" holds."""
+
+    tools: tuple[Any, ...]  # objects with a name and a signature
+    choice: str = "auto"  # "auto": an answer or calls; "required": calls; a name: a call of that tool
+    parallel: bool = True  # several calls in one message, where the family writes them
+
+    def __str__(self) -> str:
+        return f"[{', '.join(tool.name for tool in self.tools)}] {self.choice}"
 
 
 def type_label(type_: Any) -> str:
@@ -161,6 +197,8 @@ class Constraint:
     @property
     def label(self) -> str:
         """The value on one line; a type by its name."""
+        if self.kind == "tools":
+            return str(self.value)
         if self.kind not in ("type", "dtype"):
             return repr(self.value)
         return self.value.label if isinstance(self.value, UnboundType) else type_label(self.value)

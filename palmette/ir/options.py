@@ -43,6 +43,8 @@ class HoleOptions:
     return_text_in_logprobs: bool | None = None
     timeout: float | None = None
     on_budget: str | None = None  # of a typed hole that the token budget closed: "raise" Truncated, or "close" it
+    thinking_budget: int | None = None  # tokens of reasoning, in a hole that separates it
+    token_healing: bool | None = None  # give back the last token of the text before the hole
 
     @classmethod
     def of(cls, **given: Any) -> HoleOptions:
@@ -101,6 +103,11 @@ class HoleOptions:
             raise InvalidOption("seed", self.seed, "an integer")
         if self.on_budget not in (None, "raise", "close"):
             raise InvalidOption("on_budget", self.on_budget, "'raise' or 'close'")
+        budget = self.thinking_budget
+        if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget < 0):
+            raise InvalidOption("thinking_budget", budget, "0 or more tokens")
+        if self.token_healing not in (None, True, False):
+            raise InvalidOption("token_healing", self.token_healing, "True or False")
         if self.timeout is not None and not (isinstance(self.timeout, int | float) and 0 < self.timeout < float("inf")):
             raise InvalidOption("timeout", self.timeout, "a positive number of seconds")
 

@@ -26,10 +26,12 @@ from palmette.ir.nodes import (
     Select,
     SetVariable,
     StreamPath,
+    ToolUse,
     UnboundType,
 )
 from palmette.ir.options import HoleOptions
 from palmette.ir.source import SourcePos
+from palmette.ir.spec_data import SPEC_TYPES, spec_data, spec_of
 from palmette.ir.verify import verify
 
 VERSION = 1
@@ -79,7 +81,7 @@ def loads(
         raw = json.loads(data)
         if not isinstance(raw, dict) or raw.get("palmette_ir") != VERSION:
             raise UsageError(f"no IR of version {VERSION}")
-        graph = _Loader(types or {}, {rule.name: rule for rule in rules}).graph(raw)
+        graph = _Loader(types or {}, tools or {}, {rule.name: rule for rule in rules}).graph(raw)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
         raise UsageError(f"this is no serialized program: {error!r}") from error
     verify(graph, tools=frozenset(tools or ()))
@@ -142,6 +144,11 @@ def _constraint_data(constraint: Constraint) -> dict[str, Any]:
         else:
             schema = _json_schema(value)
         return {"kind": constraint.kind, "label": constraint.label, "schema": schema}
+    if isinstance(value, ToolUse):
+        tools = [[tool.name, tool.signature] for tool in value.tools]
+        return {"kind": constraint.kind, "tools": tools, "choice": value.choice, "parallel": value.parallel}
+    if isinstance(value, SPEC_TYPES):
+        return {"kind": constraint.kind, "spec": spec_data(value)}
     return {"kind": constraint.kind, "value": value}
 
 
@@ -159,8 +166,8 @@ def _source_data(source: SourcePos | None) -> list[Any] | None:
 
 
 class _Loader:
-    def __init__(self, types: Mapping[str, Any], rules: Mapping[str, ChoiceRule]) -> None:
-        self.types, self.rules = types, rules
+    def __init__(self, types: Mapping[str, Any], tools: Mapping[str, Any], rules: Mapping[str, ChoiceRule]) -> None:
+        self.types, self.tools, self.rules = types, tools, rules
 
     def graph(self, raw: Mapping[str, Any]) -> Graph:
         streams: dict[StreamPath, tuple[Node, ...]] = {
@@ -202,11 +209,22 @@ class _Loader:
             return None
         if raw["kind"] not in get_args(ConstraintKind):
             raise UsageError(f"unknown constraint {raw['kind']!r}")
+        if "tools" in raw:
+            return Constraint(raw["kind"], self.tool_use(raw))
+        if "spec" in raw:
+            return Constraint(raw["kind"], spec_of(raw["spec"]))
         if "label" not in raw:
             value = raw["value"]
             return Constraint(raw["kind"], tuple(value) if isinstance(value, list) else value)
         bound = self.types.get(raw["label"])
         return Constraint(raw["kind"], UnboundType(raw["label"], json.dumps(raw["schema"])) if bound is None else bound)
+
+    def tool_use(self, raw: Mapping[str, Any]) -> ToolUse:
+        names = [name for name, _ in raw["tools"]]
+        unbound = [f"tool {name!r} resolves to nothing: pass it in tools=" for name in names if name not in self.tools]
+        if unbound:
+            raise VerificationError(unbound)
+        return ToolUse(tuple(self.tools[name] for name in names), str(raw["choice"]), bool(raw["parallel"]))
 
 
 def _source(raw: Sequence[Any] | None) -> SourcePos | None:

@@ -6,18 +6,22 @@ One function for each way of saying it. A specification is checked once, however
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from palmette.errors import InvalidOption, PalmetteError, UnsupportedConstraint
-from palmette.fsm.language import to_language
+from palmette.formats import ToolFormat
+from palmette.fsm.language import check as check_language
 from palmette.interpreter.tracer import is_symbolic
-from palmette.ir import Constraint, Gen, Node, UnboundType
+from palmette.ir import Constraint, Gen, Node, TextFilter, ToolUse, UnboundType
 from palmette.lang.dtypes import dtype_regex
+from palmette.lang.structural_tags import structural_spec
+from palmette.lang.tool_use import PLAIN, WithoutCalls, form_of, read_reply, use_spec
 from palmette.lang.types import typed
-from palmette.specs import Grammar, JsonSchema, Regex, Spec
+from palmette.specs import Grammar, JsonSchema, Regex, Spec, Tagged
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,13 @@ class Bound:
     schema: str | None = None
     is_json: bool = False
     parse: Callable[[str], Any] | None = field(default=None, compare=False, repr=False)
+    is_free: bool = False
+    shown: Callable[[], TextFilter] | None = field(default=None, compare=False, repr=False)
+    tools: ToolUse | None = None  # `spec`, `parse` and `shown` are of these, in one family's format
+
+    def in_family(self, chat_template: str) -> Bound:
+        """See `ir.Binding`."""
+        return self if self.tools is None else _with_tools(self.tools, form_of(chat_template))
 
 
 def bound(constraint: Constraint) -> Constraint:
@@ -64,9 +75,9 @@ def check(spec: Spec) -> tuple[str, ...]:
     """What the specification leaves unenforced.
 
     Raises:
-        UnsupportedConstraint: it would not be enforced, or is over a limit.
+        UnsupportedConstraint: it would not be enforced, is over a limit, or no text satisfies it.
     """
-    return to_language(spec)[1]
+    return check_language(spec, clock=time.monotonic)
 
 
 def json_schema_spec(value: Any) -> JsonSchema:
@@ -103,6 +114,13 @@ def _bind(kind: str, value: Any) -> Bound:
         return Bound(Regex(pattern), stop)
     if kind == "json_schema":
         return Bound(json_schema_spec(value))
+    if kind == "structural_tag":
+        spec = structural_spec(value)
+        return Bound(spec, is_free=isinstance(spec, Tagged))
+    if kind == "tools":
+        if not isinstance(value, ToolUse):
+            raise InvalidOption(kind, value, "what gen(tools=...) makes")
+        return _with_tools(value, PLAIN)
     if not isinstance(value, str):
         raise InvalidOption(kind, value, "a string")
     if kind == "regex":
@@ -110,3 +128,15 @@ def _bind(kind: str, value: Any) -> Bound:
     if kind == "grammar":
         return Bound(Grammar(value))
     raise UnsupportedConstraint("", kind, "there is no such constraint")
+
+
+@lru_cache(maxsize=256)
+def _with_tools(use: ToolUse, form: ToolFormat) -> Bound:
+    spec = use_spec(use, form)
+    return Bound(
+        spec,
+        parse=partial(read_reply, use, form),
+        is_free=isinstance(spec, Tagged),
+        shown=partial(WithoutCalls, form),
+        tools=use,
+    )

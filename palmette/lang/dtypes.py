@@ -33,4 +33,5 @@ def dtype_regex(dtype: Any) -> tuple[str, tuple[str, ...]]:
     name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", repr(dtype))
     if name not in _DTYPES or not isinstance(dtype, str | type):
         raise InvalidOption("dtype", dtype, f"one of {', '.join(_DTYPES)}; other types are for type=")
-    return _DTYPES[name]
+    pattern, ends = _DTYPES[name]
+    return pattern.replace("[ \\n]*", "[ \\n]?"), ends  # the first of them ends the hole

@@ -21,7 +21,12 @@ from palmette.lang.session import shared_executor
 from palmette.specs import Spec
 from palmette.types import Capabilities, EmbedRequest, FinishReason, GenerateRequest, Hints, TextPiece
 
-_CONSTRAINTS: dict[str, ConstraintKind] = {"regex": "regex", "json_schema": "json_schema", "ebnf": "grammar"}
+_CONSTRAINTS: dict[str, ConstraintKind] = {
+    "regex": "regex",
+    "json_schema": "json_schema",
+    "ebnf": "grammar",
+    "structural_tag": "structural_tag",
+}
 _END = object()
 
 
@@ -63,7 +68,7 @@ class Engine:
         Args:
             prompt: text, without chat template; a plain text gets the model's own beginning. Or `input_ids`.
             sampling_params: one mapping for all, or one each. Names of `SamplingParams`, and `n`, `seed`; at most one
-                of `regex`, `json_schema` and `ebnf`, which the text satisfies (docs/types.md).
+                of `regex`, `json_schema`, `ebnf` and `structural_tag`, which the text satisfies (docs/types.md).
             logprob_start_len: first prompt position that gets a logprob; -1 or None = generated tokens only.
             stream: return an iterator of results with the text so far; for one prompt.
 
@@ -300,12 +305,13 @@ def _constraint(params: Mapping[str, Any], capabilities: Capabilities) -> Spec |
 
 def _options(params: Mapping[str, Any] | None, columns: Mapping[str, Any], with_text: bool) -> HoleOptions:
     given = {name: value for name, value in (params or {}).items() if name not in _CONSTRAINTS}
-    if given.pop("structural_tag", None) is not None:
-        raise UnsupportedConstraint("", "structural_tag", "this runtime does not enforce it yet")
     for ignored in ("skip_special_tokens", "spaces_between_special_tokens", "no_stop_trim"):
         if given.pop(ignored, None) not in (None, ignored != "no_stop_trim"):
             raise UnsupportedFeature(ignored, "special tokens are never text and stop strings never stay here")
     given.update({k: v for k, v in columns.items() if v is not None and v is not False})
+    for name in ("token_healing", "thinking_budget", "on_budget"):  # a program's: they need what stands around a hole
+        if name in given:
+            raise InvalidOption(name, given[name], "an option of gen(...), not of the engine")
     return HoleOptions.of(**given, return_text_in_logprobs=with_text or None).over(DEFAULTS)
 
 

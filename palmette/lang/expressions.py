@@ -6,13 +6,13 @@ Pure constructors of IR nodes: no I/O, no backend. A call that cannot be right f
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from palmette.errors import InvalidOption, PalmetteError, UnsupportedConstraint, UnsupportedFeature
+from palmette.errors import InvalidOption, PalmetteError, UnsupportedFeature
+from palmette.formats.reasoning import reasoning_format
 from palmette.interpreter.choices import ChoicesSamplingMethod, token_length_normalized
-from palmette.interpreter.reasoning import reasoning_format
 from palmette.ir import (
     Constraint,
     ConstraintKind,
@@ -28,7 +28,8 @@ from palmette.ir import (
     author_position,
 )
 from palmette.lang.constraints import bound
-from palmette.specs import JsonSchema
+from palmette.lang.tool_use import tool_use
+from palmette.specs import JsonSchema, Tagged
 
 MAX_CHOICES = 10_000
 
@@ -65,15 +66,27 @@ def gen(
     lora: str | None = None,
     timeout: float | None = None,
     on_budget: Literal["raise", "close"] | None = None,
+    structural_tag: str | Mapping[str, Any] | Tagged | None = None,
+    tools: Sequence[Callable[..., Any]] | None = None,
+    tool_choice: str | Callable[..., Any] | None = None,
+    parallel_tool_calls: bool | None = None,
+    thinking_budget: int | None = None,
+    token_healing: bool | None = None,
 ) -> Gen | Select:
     """A hole. What is None is taken from the run, then from `options(...)`, then from the defaults.
 
     The first positional argument is the hole's name, or a type. At most one of `type`, `dtype`, `choices`, `regex`,
-    `json_schema`, `grammar`. With `choices` it is a `select`. `timeout` is in seconds.
+    `json_schema`, `grammar`, `structural_tag`, `tools`. With `choices` it is a `select`. `timeout` is in seconds.
 
     With `type` (docs/types.md) the hole's value is a value of that type; with the other constraints it is text. Where
     `max_tokens` ends before the value does, the rest is closed as shortly as the constraint allows: a typed hole then
     raises Truncated, or with on_budget="close" takes the closed value; a text hole tells it in its meta info.
+
+    With `tools` the model writes text, or calls of them in its family's format; the value is a `ToolReply`. With
+    `tool_choice` "required", or one of the tools, it writes calls only; `parallel_tool_calls=False` allows one.
+
+    `thinking_budget` bounds the reasoning of a hole inside `separate_reasoning`, in tokens. With `token_healing` the
+    last token of the text before the hole is given back to the model, which may go on from its text with another.
 
     >>> str(gen("answer", max_tokens=8).name)
     'answer'
@@ -87,10 +100,22 @@ def gen(
         if type is not None:
             raise InvalidOption("type", type, "given once: as the first argument or as type=")
         name, type = None, name
-    constraints = {"type": type, "dtype": dtype, "choices": choices, "regex": regex, "json_schema": json_schema}
-    given = [key for key, value in {**constraints, "grammar": grammar}.items() if value is not None]
+    constraints = {
+        "type": type,
+        "dtype": dtype,
+        "choices": choices,
+        "regex": regex,
+        "json_schema": json_schema,
+        "grammar": grammar,
+        "structural_tag": structural_tag,
+        "tools": tools,
+    }
+    given = [key for key, value in constraints.items() if value is not None]
     if len(given) > 1:
-        raise InvalidOption(given[1], {**constraints, "grammar": grammar}[given[1]], f"not together with {given[0]}")
+        raise InvalidOption(given[1], constraints[given[1]], f"not together with {given[0]}")
+    for option, value in {"tool_choice": tool_choice, "parallel_tool_calls": parallel_tool_calls}.items():
+        if value is not None and tools is None:
+            raise InvalidOption(option, value, "given together with tools=")
     if lora is not None:
         raise UnsupportedFeature("lora", "adapters are not loaded by this runtime yet")
     if choices is not None:
@@ -120,9 +145,13 @@ def gen(
         return_text_in_logprobs=return_text_in_logprobs,
         timeout=timeout,
         on_budget=on_budget,
+        thinking_budget=thinking_budget,
+        token_healing=token_healing,
     )
     source = author_position()
-    return Gen(name, options, _constraint(name, source, type, dtype, regex, json_schema, grammar), None, source)
+    if tools is not None:
+        constraints["tools"] = tool_use(tools, tool_choice, parallel_tool_calls)
+    return Gen(name, options, _constraint(name, source, constraints), None, source)
 
 
 def gen_int(name: str | None = None, **options: Any) -> Gen | Select:
@@ -227,11 +256,11 @@ def video(path: str, num_frames: int) -> Media:
 def separate_reasoning(expr: str | Expr | None = None, model_type: str = "qwen3") -> ExprList:
     """Split the reasoning of every named hole in `expr` from its answer.
 
-    s["x"] is the answer then, s["x_reasoning_content"] the reasoning, also while streaming.
+    s["x"] is the answer then, s["x_reasoning_content"] the reasoning, also while streaming. A constraint of the hole
+    is that of the answer: the model reasons freely first. `gen(thinking_budget=)` bounds the reasoning in tokens.
 
     Raises:
         InvalidOption: a model type without a known reasoning format.
-        UnsupportedConstraint: `expr` holds a constrained hole: the constraint would cover the reasoning too.
     """
     reasoning_format(model_type)
     items = expr.items if isinstance(expr, ExprList) else (expr,) if expr is not None else ()
@@ -241,14 +270,7 @@ def separate_reasoning(expr: str | Expr | None = None, model_type: str = "qwen3"
 def _with_reasoning(item: Any, model_type: str) -> Any:
     if isinstance(item, ExprList):
         return ExprList(tuple(_with_reasoning(i, model_type) for i in item.items))
-    if not isinstance(item, Gen):
-        return item
-    if item.constraint is not None:
-        hint = "write the reasoning into a hole of its own, in front of the constrained one"
-        reason = "separate_reasoning splits a text that is free"
-        error = UnsupportedConstraint("", item.constraint.kind, reason, hint)
-        raise error.at(hole=item.name, source=item.source)
-    return replace(item, reasoning=model_type)
+    return replace(item, reasoning=model_type) if isinstance(item, Gen) else item
 
 
 def _role(role: str, expr: str | Expr | None) -> ExprList:
@@ -257,20 +279,10 @@ def _role(role: str, expr: str | Expr | None) -> ExprList:
     return ExprList((RoleBegin(role, source), *middle, RoleEnd(role, source)))
 
 
-def _constraint(
-    name: str | None,
-    source: SourcePos | None,
-    type_: Any,
-    dtype: Any,
-    regex: str | None,
-    json_schema: Any,
-    grammar: str | None,
-) -> Constraint | None:
+def _constraint(name: str | None, source: SourcePos | None, given: Mapping[str, Any]) -> Constraint | None:
     """The constraint that is given, checked; what is wrong with it is the author's line's."""
-    given: list[tuple[ConstraintKind, Any]] = [
-        ("type", type_), ("dtype", dtype), ("regex", regex), ("json_schema", json_schema), ("grammar", grammar)
-    ]  # fmt: skip
-    found = next((Constraint(kind, value) for kind, value in given if value is not None), None)
+    kinds: tuple[ConstraintKind, ...] = get_args(ConstraintKind)
+    found = next((Constraint(kind, given[kind]) for kind in kinds if given[kind] is not None), None)
     if found is None:
         return None
     try:

@@ -11,11 +11,12 @@ from palmette.ir import Gen
 
 
 def is_typed(hole: Hole) -> bool:
-    """Whether the hole's value is something else than its text."""
+    """Whether the hole is streamed as parts of its value. Reasoning and what stands beside tool calls are text."""
     node = hole.node
-    if not isinstance(node, Gen) or node.constraint is None or node.constraint.binding is None:
+    if not isinstance(node, Gen) or node.name != hole.name or node.constraint is None:
         return False
-    return node.constraint.binding.parse is not None
+    binding = node.constraint.binding
+    return binding is not None and binding.parse is not None and binding.shown is None
 
 
 def partials(hole: Hole, pieces: Iterator[str]) -> Iterator[Any]:

@@ -81,8 +81,11 @@ class Compiler:
         _ = start.mask(), start.cost_to_accept()  # what the first step asks is part of the price
         with self._cache_lock:
             made = self._cache.setdefault(spec, made)  # two may have compiled it at once
-            while len(self._cache) > self.limits.cached_constraints:
-                self._cache.popitem(last=False)
+            size = sum(constraint.nbytes for constraint in self._cache.values())
+            while len(self._cache) > 1 and (
+                len(self._cache) > self.limits.cached_constraints or size > self.limits.cached_bytes
+            ):
+                size -= self._cache.popitem(last=False)[1].nbytes
         return made
 
     def _compile(self, spec: Spec) -> CompiledConstraint:

@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from palmette.errors import BudgetExceeded, InvalidOption
+from palmette.formats.reasoning import REASONING_FORMATS, reasoning_format
 from palmette.interpreter.budget import Budget, Purse
 from palmette.interpreter.chain import EMPTY, TokenChain
 from palmette.interpreter.cursor import Cursor
-from palmette.interpreter.reasoning import REASONING_FORMATS, ReasoningSplitter, reasoning_format
+from palmette.interpreter.reasoning import ReasoningSplitter
 from palmette.interpreter.seeds import draw_key, instance_seed
 from palmette.interpreter.workers import WorkerPool
 from palmette.testing import ScriptedBackend

@@ -6,10 +6,10 @@ import asyncio
 import json
 from collections.abc import Callable
 from datetime import date
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import BaseModel, field_validator
+from pydantic import BaseModel, Field, field_validator
 
 import palmette as pm
 from palmette.ir import Constraint, Gen, dumps, loads, to_text
@@ -22,6 +22,10 @@ class Invoice(BaseModel):
     customer: str
     amount: float
     items: list[str] = []
+
+
+class Contradiction(BaseModel):
+    n: Annotated[str, Field(min_length=5, max_length=3)]
 
 
 class Even(BaseModel):
@@ -224,9 +228,20 @@ def test_a_stop_pattern_of_the_run_is_never_dropped_either() -> None:
         fill.run(regex="b", backend=ScriptedBackend(["b"], constraints=("regex",)))
 
 
-def test_reasoning_is_not_split_from_a_constrained_hole() -> None:
-    with pytest.raises(pm.UnsupportedConstraint, match="hole of its own"):
-        pm.separate_reasoning("a" + pm.gen("x", type=int), "qwen3")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"type": Annotated[int, Field(gt=5, lt=3)]},
+        {"type": Contradiction},
+        {"regex": "[^\\s\\S]"},
+        {"json_schema": {"type": "string", "minLength": 3, "maxLength": 2}},
+        {"grammar": 'root ::= "a" root'},
+    ],
+)
+def test_what_nothing_satisfies_is_refused_on_its_line(options: dict[str, Any]) -> None:
+    with pytest.raises(pm.UnsupportedConstraint, match="no text satisfies") as caught:
+        pm.gen("x", **options)
+    assert "test_typed_holes.py" in str(caught.value)
 
 
 def test_a_validator_that_says_no_is_an_error_with_the_text() -> None:

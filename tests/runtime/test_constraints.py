@@ -262,6 +262,16 @@ def test_an_equal_constraint_is_compiled_once() -> None:
     assert core.compiler.compile(JsonSchema(TOWN.text)) is core.compiler.cached(SPECS["town"])
 
 
+def test_the_cache_of_constraints_is_bounded_by_number_and_size() -> None:
+    few = engine(constraint_limits=Limits(cached_constraints=2))
+    small = engine(constraint_limits=Limits(cached_bytes=1))
+    for core, kept in ((few, 2), (small, 1)):
+        specs = [Regex(f"a{{{n}}}") for n in range(1, 5)]
+        for spec in specs:
+            core.compiler.compile(spec)
+        assert [core.compiler.cached(spec) is not None for spec in specs] == [False] * (4 - kept) + [True] * kept
+
+
 def test_no_new_token_needs_no_constraint() -> None:
     run = drive(engine(), [generate("x", PROMPT, 0, constraint=Regex(r"(a)\1"))])
     assert run.finish("x").reason is FinishReason.LENGTH

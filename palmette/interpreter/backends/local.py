@@ -26,6 +26,9 @@ from palmette.types import Capabilities, Deliver, Message, ProgramEvent, Request
 __all__ = ["LoadedModel", "Runtime", "runtime_config"]
 
 _PARTS = {"model": ModelOptions, "cache": CacheConfig, "scheduler": SchedulerConfig, "constraints": ConstraintConfig}
+_CONSTRAINTS = frozenset(
+    {"regex", "choices", "json_schema", "grammar", "stop_regex", "structural_tag", "token_healing"}
+)
 _FIELDS = {field.name: part for part, kind in _PARTS.items() for field in fields(kind)}
 
 
@@ -60,7 +63,8 @@ class Runtime:
         self.config = self._engine.config
         self._capabilities = Capabilities(
             chat=self._template.exists,
-            constraints=frozenset({"regex", "choices", "json_schema", "grammar", "stop_regex"}),
+            constraints=_CONSTRAINTS,
+            chat_template=self._template.source or "",
             context_len=self._engine.config.model.context_len or 0,
             model=loaded.name,
             digest=loaded.digest,
