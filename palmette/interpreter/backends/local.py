@@ -26,9 +26,10 @@ from palmette.types import Capabilities, Deliver, Message, ProgramEvent, Request
 __all__ = ["LoadedModel", "Runtime", "runtime_config"]
 
 _PARTS = {"model": ModelOptions, "cache": CacheConfig, "scheduler": SchedulerConfig, "constraints": ConstraintConfig}
-_CONSTRAINTS = frozenset(
-    {"regex", "choices", "json_schema", "grammar", "stop_regex", "structural_tag", "token_healing"}
-)
+_CONSTRAINTS = {
+    "palmette": {"regex", "choices", "json_schema", "grammar", "stop_regex", "structural_tag", "token_healing"},
+    "llguidance": {"regex", "choices", "json_schema", "grammar", "stop_regex"},
+}
 _FIELDS = {field.name: part for part, kind in _PARTS.items() for field in fields(kind)}
 
 
@@ -63,7 +64,7 @@ class Runtime:
         self.config = self._engine.config
         self._capabilities = Capabilities(
             chat=self._template.exists,
-            constraints=_CONSTRAINTS,
+            constraints=frozenset(_CONSTRAINTS[config.constraints.constraint_engine]),
             chat_template=self._template.source or "",
             context_len=self._engine.config.model.context_len or 0,
             model=loaded.name,
