@@ -32,7 +32,7 @@ from palmette.fsm.dfa import Machine, Product, Subset
 from palmette.fsm.nfa import DONE, Nfa
 from palmette.fsm.program import EPS, NEVER, NO_LIMIT, Kind, Program
 from palmette.fsm.trampoline import Call, run
-from palmette.fsm.utf8 import char_graph, json_text, word_graph
+from palmette.fsm.utf8 import json_text, word_graph
 
 _LONGEST_CHARACTER = 6  # bytes, as JSON may write it
 
@@ -137,7 +137,7 @@ class Lowering:
         key = (chars, json)
         item = self._chars.get(key)
         if item is None:
-            item = char_graph(chars, EPS, self.program.bytes_node, json=json) if chars else NEVER
+            item = self.program.characters(chars, json=json) if chars else NEVER
             self._chars[key] = item
         return item
 

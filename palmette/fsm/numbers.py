@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from decimal import Decimal
+from functools import lru_cache
 
 from palmette.errors import UnsupportedConstraint
 from palmette.fsm.algebra import And, Explicit, Node, Not
@@ -37,12 +38,12 @@ def number_language(
     """
     bounded = low is not None or high is not None or bool(multiples or not_multiples or excluded)
     if integer:
-        base = parse_regex("0|-?[1-9][0-9]*")
+        base = _pattern("0|-?[1-9][0-9]*")
     elif bounded:
         sign = "" if low is not None and low >= 0 else "-?"  # -0 is 0, and not written so where a bound forbids signs
-        base = parse_regex(sign + r"(0|[1-9][0-9]*)(\.[0-9]+)?")
+        base = _pattern(sign + r"(0|[1-9][0-9]*)(\.[0-9]+)?")
     else:
-        return parse_regex(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+\-]?[0-9]+)?")
+        return _pattern(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+\-]?[0-9]+)?")
     parts: list[Node] = [base]
     if low is not None:
         parts.append(Explicit(_bound(low, is_low=True, is_open=low_open)))
@@ -57,6 +58,11 @@ def number_language(
         below = Explicit(_bound(value, is_low=False, is_open=False))
         parts.append(Not(And((above, below))))
     return parts[0] if len(parts) == 1 else And(tuple(parts))
+
+
+@lru_cache(maxsize=16)
+def _pattern(text: str) -> Node:
+    return parse_regex(text)
 
 
 def plain_decimal(value: Decimal) -> str:

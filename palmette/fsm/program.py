@@ -18,10 +18,12 @@ unfolded into states is `nfa`'s.
 from __future__ import annotations
 
 from enum import IntEnum
+from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import Any
 
-from palmette.fsm.utf8 import Edges
+from palmette.fsm.charset import CharSet
+from palmette.fsm.utf8 import Edges, char_graph
 
 
 class Kind(IntEnum):
@@ -52,6 +54,7 @@ class Program:
 
     def __init__(self, alphabet: frozenset[int] | None = None) -> None:
         """`alphabet`: the bytes that can be written at all; words with others do not exist. None = all bytes."""
+        self._alphabet = alphabet
         self._missing = frozenset() if alphabet is None else frozenset(range(256)) - alphabet
         self._missing_below = [0, *accumulate(byte in self._missing for byte in range(256))]
         self.largest_count = 0  # of the repetitions; an open end does not count
@@ -73,6 +76,15 @@ class Program:
         if not edges:
             return EPS if final else NEVER
         return self._intern(Kind.BYTES, (edges, final), final)
+
+    def characters(self, chars: CharSet, *, json: bool) -> int:
+        """One character of `chars`, which is not empty."""
+        nodes, root = _character_nodes(chars, json, self._alphabet)
+        made = {EPS: EPS, NEVER: NEVER}
+        for node, edges in nodes:
+            known = tuple((low, high, made[to]) for low, high, to in edges)
+            made[node] = self._intern(Kind.BYTES, (known, False), False)
+        return made[root]
 
     def text(self, data: bytes) -> int:
         """Exactly `data`."""
@@ -264,3 +276,14 @@ class Program:
             self.args.append(arg)
             self.nullable.append(nullable)
         return item
+
+
+@lru_cache(maxsize=256)
+def _character_nodes(
+    chars: CharSet, json: bool, alphabet: frozenset[int] | None
+) -> tuple[tuple[tuple[int, Edges], ...], int]:
+    """The BYTES nodes of one character of `chars`, each behind those it leads to, and the first of them: the same few
+    sets stand in most constraints."""
+    scratch = Program(alphabet)
+    root = char_graph(chars, EPS, scratch.bytes_node, json=json)
+    return tuple((node, scratch.args[node][0]) for node in range(RET + 1, len(scratch.kinds))), root
