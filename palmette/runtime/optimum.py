@@ -1,7 +1,8 @@
 """What an infinite cache with in-flight sharing would have had to compute: the yardstick of the real one.
 
-Each distinct token path counts once, and a request whose whole prompt is known counts one token, since logits need
-one. Written apart from RadixCache on purpose: it is its oracle. Remembers every path it saw.
+Each distinct token path counts once, and a request whose whole prompt is known counts one token, since logits need one
+(of the forced text behind the prompt where there is some). Written apart from RadixCache on purpose: it is its oracle.
+Remembers every path it saw.
 """
 
 from __future__ import annotations
@@ -20,13 +21,16 @@ class ReuseOptimum:
         self.prompt_tokens = 0
         self._roots: dict[str, _Edges] = {}
 
-    def add_prompt(self, namespace: str, token_ids: Sequence[int]) -> int:
+    def add_prompt(self, namespace: str, token_ids: Sequence[int], *, at_least: int = 1) -> int:
         """Count a request with a prompt of at least one token.
+
+        Args:
+            at_least: 0 where something known follows the prompt, whose logits do then.
 
         Returns:
             How many of its tokens had to be computed.
         """
-        computed = max(1, self._record(namespace, array(TOKEN_CODE, token_ids)))
+        computed = max(at_least, self._record(namespace, array(TOKEN_CODE, token_ids)))
         self.prompt_tokens += len(token_ids)
         self.computed_tokens += computed
         return computed

@@ -78,10 +78,14 @@ class Scheduler:
         self._jobs[job.request_id] = job
         self._waiting.append(job)
         self._deadlines.add(job)
-        if self.optimum is not None and not isinstance(job, EmbedJob):
-            self.optimum.add_prompt(job.namespace, job.tokens)
-        if not isinstance(job, GenerateJob) or job.guide is None:
-            return None
+        event = self._begin(job, now) if isinstance(job, GenerateJob) and job.guide is not None else None
+        is_computed = job.status is Status.WAITING and not isinstance(job, EmbedJob)
+        if self.optimum is not None and is_computed:
+            prompt = job.tokens[: job.prompt_len]
+            self.optimum.add_prompt(job.namespace, prompt, at_least=int(len(job.tokens) == job.prompt_len))
+        return event
+
+    def _begin(self, job: GenerateJob, now: float) -> Event | None:
         try:
             return self._told(job, Added(), (), now) if job.wants_token else None
         except Exception as error:  # one request is one failure domain

@@ -374,3 +374,20 @@ def test_a_thinking_budget_is_kept_and_the_answer_conforms() -> None:
         found = re.fullmatch(r"<think>(.*)</think>[0-9]{2}", run.text("x"), re.DOTALL)
         assert found
         assert len(found[1].encode()) <= 12
+
+
+def test_a_request_that_needed_no_step_is_no_part_of_the_optimum() -> None:
+    core = engine(measure_optimum=True)
+    fixed = [generate(f"{i}", PROMPT, 40, constraint=Regex("nothing to choose")) for i in range(3)]
+    drive(core, [*fixed, generate("drawn", PROMPT, 9, constraint=Regex("[ab]{3}"))])
+    stats = core.stats()
+    assert stats.computed_prompt_tokens == len(PROMPT)
+    assert stats.optimum_computed_tokens == len(PROMPT)
+
+
+def test_a_known_prompt_with_a_forced_start_computes_none_of_its_tokens() -> None:
+    core = engine(measure_optimum=True)
+    drive(core, [generate("plain", PROMPT, 5)])
+    drive(core, [generate("forced", PROMPT, 40, constraint=Regex("The start: [ab]{3}"))])
+    stats = core.stats()
+    assert stats.computed_prompt_tokens == stats.optimum_computed_tokens == len(PROMPT)
