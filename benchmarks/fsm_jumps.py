@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fsm import CHARACTER
+from benchmarks.fsm_constraints import CHARACTER
 from palmette.errors import UnsupportedConstraint
 from palmette.fsm.compile import Constraint, compile
 from palmette.fsm.llguidance_engine import LLGuidanceEngine
