@@ -1,0 +1,171 @@
+"""Forks: O(1) each, however long the parent and however many there are.
+
+The parent is what programs make of it: constants and filled holes in turn. Work is counted and timed on the author's
+thread and on the executor's, from the call of `fork` until every branch has begun.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import palmette as pm
+from benchmarks.growth.law import Row, geometric
+from benchmarks.growth.measure import Lines, cpu_micros, sized, traced_memory
+from benchmarks.growth.stand_ins import PromptBackend
+from palmette.ir import JoinMode
+from palmette.lang.session import shared_executor
+
+LAW = "forks"
+TEXT = "What comes next?"
+BRANCHES = 32
+SHARED = (
+    "interpreter/steps.py, _fork: chain.share() copies the parent's tokens one by one (interpreter/chain.py, all_ids), "
+    "and its one branch costs what a further one does"
+)
+BRANCH = (
+    "interpreter/stream.py: release joins the parent's whole text for each branch, for a transcript that nobody may "
+    "read, and __init__ copies the parent's names (a dict and a frozenset)"
+)
+HANDED = "interpreter/complete.py, _run_samples: a branch's first request carries the whole prefix"
+
+
+def rows(*, quick: bool = False) -> list[Row]:
+    return [
+        *parents(geometric(16, 64 if quick else 512)),
+        *texts(geometric(1000, 16_000 if quick else 256_000, 4)),
+        *branches(geometric(16, 64 if quick else 2048)),
+    ]
+
+
+@pm.function
+def grown(s: pm.State, holes: int, then: Callable[[pm.State], None]) -> None:
+    """A parent of `holes` holes, and what is to be measured on it."""
+    for i in range(holes):
+        s += TEXT + pm.gen(f"answer {i}")
+    s.sync()
+    then(s)
+
+
+@pm.function
+def written(s: pm.State, text: str, then: Callable[[pm.State], None]) -> None:
+    s += text
+    s.checkpoint()  # tokenizes it
+    s.sync()
+    then(s)
+
+
+@pm.function
+def asking(s: pm.State, size: int, mode: JoinMode = "gather_variable") -> None:
+    s += TEXT
+    group = s.fork(size)
+    group += pm.gen("answer")
+    group.join(mode)
+
+
+def parents(sizes: Sequence[int]) -> list[Row]:
+    """A fork and a further branch of it, against the parent's holes."""
+
+    def measured(size: int, measure: Callable[[pm.State], float]) -> float:
+        found: list[float] = []
+        grown.run(holes=size, then=lambda s: found.append(measure(s)), backend=PromptBackend(), seed=0)
+        return found[0]
+
+    def counted(count: int) -> tuple[float, ...]:
+        return tuple(measured(n, lambda s: _fork_lines(s, count)) for n in sizes)
+
+    def timed(count: int) -> tuple[float, ...]:
+        return sized(sizes, lambda n: measured(n, lambda s: _fork_micros(s, count)), 5)
+
+    one, many = counted(1), counted(1 + BRANCHES)
+    further = tuple((b - a) / BRANCHES for a, b in zip(one, many, strict=True))
+    memory = tuple(measured(n, _branch_bytes) for n in sizes)
+    handed = [_handed(n) for n in sizes]
+    row = partial(Row, LAW, over="holes of the parent", claimed=0.0, sizes=tuple(sizes))
+    return [
+        row(what="a fork of one branch", unit="lines", costs=one, why=SHARED),
+        row(what="a fork of one branch", unit="CPU us", costs=timed(1), why=SHARED),
+        row(what="a further branch", unit="lines", costs=further, why=BRANCH),
+        row(what=f"a fork of {BRANCHES} branches", unit="CPU us", costs=timed(BRANCHES), why=f"{SHARED}; {BRANCH}"),
+        row(what="a further branch", unit="bytes", costs=memory, why=BRANCH),
+        row(what="a branch's first prompt, handed over", unit="tokens", costs=tuple(handed), why=HANDED),
+    ]
+
+
+def texts(sizes: Sequence[int]) -> list[Row]:
+    """A fork against the parent's text, where that was one constant."""
+
+    def micros(size: int) -> float:
+        found: list[float] = []
+        text = "x" * size
+        written.run(text=text, then=lambda s: found.append(_fork_micros(s, 1)), backend=PromptBackend(), seed=0)
+        return found[0]
+
+    what, over = "a fork of one branch", "characters of the parent"
+    return [Row(LAW, what, over, "CPU us", 0.0, tuple(sizes), sized(sizes, micros, 5), why=SHARED)]
+
+
+def branches(sizes: Sequence[int]) -> list[Row]:
+    """Branches that ask for something and are joined."""
+    handed: list[int] = []
+    for size in sizes:
+        backend = PromptBackend()
+        asking.run(size=size, backend=backend, seed=0)
+        handed.append(backend.encoded)
+
+    def micros(mode: JoinMode) -> tuple[float, ...]:
+        def run(size: int) -> object:
+            return asking.run(size=size, mode=mode, backend=PromptBackend(), seed=0)
+
+        return sized(sizes, lambda size: cpu_micros(lambda: run(size)), 3)
+
+    row = partial(Row, LAW, over="branches", sizes=tuple(sizes))
+    return [
+        row(what="text tokenized, in total", unit="tokens", claimed=0.0, costs=tuple(handed)),
+        row(what="forking, asking and joining", unit="CPU us", claimed=1.0, costs=micros("gather_variable")),
+        row(what="the same, branches concatenated", unit="CPU us", claimed=1.0, costs=micros("concate_and_append")),
+    ]
+
+
+def _begin(s: pm.State, count: int) -> None:
+    """A fork, until all of its branches have begun."""
+    s.fork(count)
+    s.sync()
+
+
+def _fork_lines(s: pm.State, count: int) -> float:
+    counter = Lines()
+    with counter.on(shared_executor()):
+        _begin(s, count)
+    return counter.count
+
+
+def _fork_micros(s: pm.State, count: int) -> float:
+    """Behind text that no fork has seen yet."""
+    return cpu_micros(lambda: _begin(s, count))
+
+
+def _branch_bytes(s: pm.State) -> float:
+    """What a branch holds that another has not."""
+    _begin(s, 1)
+    with traced_memory() as held:
+        group = s.fork(BRANCHES)
+        s.sync()
+        size = held()
+        assert len(group) == BRANCHES
+    return size / BRANCHES
+
+
+def _handed(holes: int) -> int:
+    backend = PromptBackend()
+
+    def ask(s: pm.State) -> None:
+        before = backend.handed
+        with s.fork(1) as group:
+            group += "Then?" + pm.gen("branch")
+        s.sync()
+        found.append(backend.handed - before)
+
+    found: list[int] = []
+    grown.run(holes=holes, then=ask, backend=backend, seed=0)
+    return found[0]

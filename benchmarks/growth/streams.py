@@ -1,0 +1,174 @@
+"""A stream's length: linear in total. Nothing should be tokenized, computed, matched or copied twice.
+
+The stream is a program that writes a constant and lets a hole be filled, again and again; on a backend without a
+model, on the tiny model, and as the requests it becomes, on the scheduler alone. A conversation with roles asks the
+model's chat template for the text around each message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
+
+import palmette as pm
+from benchmarks.growth.law import Row, geometric
+from benchmarks.growth.measure import cpu_micros, sized
+from benchmarks.growth.stand_ins import TOKEN, BareScheduler, PromptBackend
+from palmette.interpreter.backends.local import Runtime
+from palmette.runtime.chat_template import ChatTemplate
+from palmette.runtime.models.tiny import tiny_model
+from palmette.types import Message, TextPiece
+
+LAW = "a stream's length"
+TEXT = "What comes next?"
+CONTEXT = 16_384  # tokens of the tiny model's context
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+HANDED = (
+    "interpreter/complete.py, _run_samples: every hole hands over its whole prompt, which chain.all_ids() copies "
+    "token by token (interpreter/chain.py)"
+)
+MATCHED = (
+    "runtime: the policy probes (policy.py), attach matches (memory.py) and lock_ref walks (radix_cache.py) the path "
+    "from the root, and GenerateJob copies the prompt (request.py), also where the request before it of the same "
+    "stream ended deep in the tree"
+)
+RENDERED = "runtime/chat_template.py, role_pieces: renders the whole conversation for every message (docs/roadmap.md)"
+
+
+def rows(*, quick: bool = False) -> list[Row]:
+    return [
+        *scripted(geometric(32, 128 if quick else 2048)),
+        *tiny(geometric(8, 32 if quick else 256)),
+        *scheduled(geometric(32, 128 if quick else 1024)),
+        *one_hole(geometric(256, 1024 if quick else 65_536, 4)),
+        *conversation(geometric(8, 32 if quick else 256)),
+    ]
+
+
+@pm.function
+def turns(s: pm.State, count: int) -> None:
+    for i in range(count):
+        s += TEXT + pm.gen(f"answer {i}", max_tokens=4, ignore_eos=True)
+
+
+@pm.function
+def talk(s: pm.State) -> None:
+    s += TEXT + pm.gen("answer")
+
+
+def scripted(sizes: Sequence[int]) -> list[Row]:
+    """The language half alone."""
+    backends = [PromptBackend() for _ in sizes]
+    for size, backend in zip(sizes, backends, strict=True):
+        turns.run(count=size, backend=backend, seed=0)
+    encoded = tuple(backend.encoded for backend in backends)
+    handed = tuple(backend.handed for backend in backends)
+    micros = sized(sizes, lambda n: cpu_micros(lambda: turns.run(count=n, backend=PromptBackend(), seed=0)), 3)
+    row = partial(Row, LAW, over="holes of a stream", claimed=1.0, sizes=tuple(sizes))
+    return [
+        row(what="text tokenized, in total", unit="tokens", costs=encoded),
+        row(what="prompts handed over, in total", unit="tokens", costs=handed, why=HANDED),
+        row(what="a stream without a model", unit="CPU us", costs=micros, why=HANDED),
+    ]
+
+
+def tiny(sizes: Sequence[int]) -> list[Row]:
+    """The whole system on the tiny model, whose attention is part of its time."""
+    loaded = tiny_model(context_len=CONTEXT)
+    with closing(_CountingRuntime(loaded, kv_tokens=CONTEXT)) as runtime:
+        turns.run(count=2, backend=runtime, seed=0)  # what the first use of anything costs
+    encoded, computed, matched, passes, micros = [], [], [], [], []
+    for size in sizes:
+        with closing(_CountingRuntime(loaded, kv_tokens=CONTEXT)) as runtime:
+            micros.append(cpu_micros(partial(turns.run, count=size, backend=runtime, seed=0, temperature=0)))
+            stats = runtime.stats()
+        encoded.append(runtime.encoded)
+        computed.append(stats.computed_prompt_tokens)
+        matched.append(stats.cached_prompt_tokens)
+        passes.append(stats.steps)
+    row = partial(Row, LAW, over="holes, tiny model", claimed=1.0, sizes=tuple(sizes))
+    return [
+        row(what="text tokenized, in total", unit="tokens", costs=tuple(encoded)),
+        row(what="prompts computed, in total", unit="tokens", costs=tuple(computed)),
+        row(what="prompts matched in the tree, in total", unit="tokens", costs=tuple(matched), why=MATCHED),
+        row(what="forward passes, in total", unit="passes", costs=tuple(passes)),
+        row(what="a stream on the tiny model", unit="CPU us", costs=tuple(micros), why=f"{HANDED}; {MATCHED}"),
+    ]
+
+
+def scheduled(sizes: Sequence[int]) -> list[Row]:
+    """The requests of such a stream, on the scheduler without a model."""
+
+    def run(size: int) -> None:
+        case = BareScheduler(24 * size + 64)
+        prompt = case.tokens(0)
+        for _ in range(size):
+            prompt.extend(case.tokens(len(TEXT)))
+            case.add(prompt, 4)
+            case.run()
+            prompt.extend([TOKEN] * 4)
+
+    micros = sized(sizes, lambda size: cpu_micros(lambda: run(size)), 3)
+    what = "a stream's requests, without a model"
+    return [Row(LAW, what, "holes of a stream", "CPU us", 1.0, tuple(sizes), micros, why=MATCHED)]
+
+
+def one_hole(sizes: Sequence[int]) -> list[Row]:
+    """One hole whose text comes in many pieces."""
+
+    def run(size: int) -> float:
+        backend = PromptBackend("x" * size, pieces=size)
+        return cpu_micros(lambda: talk.run(backend=backend, seed=0))
+
+    return [Row(LAW, "one hole", "pieces of its text", "CPU us", 1.0, tuple(sizes), sized(sizes, run, 3))]
+
+
+def conversation(sizes: Sequence[int]) -> list[Row]:
+    """The text around each message of a conversation."""
+    rendered: list[int] = []
+    for size in sizes:
+        counting = _CountingTemplate(TEMPLATE)
+        _converse(counting, size)
+        rendered.append(counting.rendered)
+    template = ChatTemplate(TEMPLATE)
+    _converse(template, 1)  # compiled at first use
+    micros = sized(sizes, lambda size: cpu_micros(lambda: _converse(template, size)), 3)
+    row = partial(Row, LAW, over="messages of a chat", claimed=1.0, sizes=tuple(sizes), why=RENDERED)
+    return [
+        row(what="text rendered by the template", unit="characters", costs=tuple(rendered)),
+        row(what="the chat template", unit="CPU us", costs=micros),
+    ]
+
+
+def _converse(template: ChatTemplate, size: int) -> None:
+    messages: tuple[Message, ...] = ()
+    for i in range(size):
+        role = "assistant" if i % 2 else "user"
+        template.role_pieces(messages, role)
+        messages = (*messages, Message(role, TEXT))
+
+
+class _CountingTemplate(ChatTemplate):
+    """Counts the characters that it renders."""
+
+    rendered = 0
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
+        text = super().render(messages, add_generation_prompt=add_generation_prompt)
+        self.rendered += len(text)
+        return text
+
+
+class _CountingRuntime(Runtime):
+    """Counts the tokens that come out of text."""
+
+    encoded = 0
+
+    def encode(self, pieces: Sequence[TextPiece]) -> list[int]:
+        ids = super().encode(pieces)
+        self.encoded += len(ids)
+        return ids
