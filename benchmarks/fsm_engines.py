@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,13 +45,18 @@ class Engine(Protocol):
 class Palmette:
     """This package.
 
+    Without `compiled` its automata are Python's, as where they were not built; this process then has no others.
     With `budget` masks are filled as its runtime fills them: under a budget of tokens. With `prefetch` the masks that
     the next token may ask for are computed between the steps, as while a model computes; that time is not counted.
     """
 
-    def __init__(self, tokens: list[bytes], eos: int, *, budget: int | None = None, prefetch: bool = False) -> None:
+    def __init__(
+        self, tokens: list[bytes], eos: int, *, budget: int | None = None, prefetch: bool = False, compiled: bool = True
+    ) -> None:
         from palmette.fsm.vocabulary import Vocabulary
 
+        if not compiled:
+            os.environ["PALMETTE_NATIVE"] = "0"
         self.vocabulary = Vocabulary(tokens, eos_ids=[eos])
         self.vocabulary.warm_up()
         self.budget = budget
@@ -180,6 +186,7 @@ ENGINES: dict[str, tuple[str, Callable[[list[bytes], int], Engine]]] = {  # name
     "palmette": ("palmette", Palmette),
     "palmette, budget": ("palmette", partial(Palmette, budget=LONG_BUDGET)),
     "palmette, ahead": ("palmette", partial(Palmette, prefetch=True)),
+    "palmette, Python": ("palmette", partial(Palmette, compiled=False)),
     "llguidance": ("llguidance", LLGuidance),
     "xgrammar": ("xgrammar", XGrammar),
     "outlines-core": ("outlines_core", OutlinesCore),
@@ -199,9 +206,13 @@ def why_missing(name: str) -> str | None:
 
 
 def version(name: str) -> str:
-    """Of the peer; "here" for this package, which runs from the checkout."""
+    """Of the peer; for this package, which runs from the checkout, whether its automata are compiled."""
     module = ENGINES[name][0]
-    return "here" if module == "palmette" else importlib.metadata.version(module.replace("_", "-"))
+    if module != "palmette":
+        return importlib.metadata.version(module.replace("_", "-"))
+    from palmette.fsm.native import library
+
+    return "in Python" if name.endswith("Python") or library() is None else "compiled"
 
 
 def as_regex(spec: Spec) -> str:

@@ -51,6 +51,15 @@ def replay_command(
     typer.echo(f"same: {len(again['holes'])} holes, {tokens} tokens")
 
 
+@app.command("doctor")
+def doctor_command() -> None:
+    """Say which code computes here, and why not a faster one."""
+    from palmette.doctor import examine
+
+    for finding in examine():
+        typer.echo(str(finding))
+
+
 @app.command("trace")
 def trace_command(program: ProgramArg) -> None:
     """Print a program as data, without a model."""

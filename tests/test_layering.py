@@ -15,6 +15,7 @@ PACKAGE = ROOT / "palmette"
 # What a layer may import of the package, besides itself. The longest prefix of a module's name is its layer.
 ALLOWED: dict[str, tuple[str, ...]] = {
     "palmette.errors": (),
+    "palmette.native": ("palmette.errors",),
     "palmette.specs": ("palmette.errors",),
     "palmette.types": ("palmette.specs", "palmette.errors"),
     "palmette.formats": ("palmette.types", "palmette.specs", "palmette.errors"),
@@ -37,9 +38,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "palmette.fsm.parse",
         "palmette.fsm.language",
     ),
-    "palmette.fsm": ("palmette.types", "palmette.specs", "palmette.errors"),
-    "palmette.kernels": ("palmette.types", "palmette.errors"),
+    "palmette.fsm": ("palmette.types", "palmette.specs", "palmette.native", "palmette.errors"),
+    "palmette.kernels": ("palmette.types", "palmette.native", "palmette.errors"),
     "palmette.runtime": (
+        "palmette.native",
         "palmette.fsm",
         "palmette.kernels",
         "palmette.formats",
@@ -56,7 +58,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
 }
 # These two stand at the top and may import anything.
-TOP = ("palmette.compat", "palmette.cli", "palmette.__main__")
+TOP = ("palmette.compat", "palmette.cli", "palmette.doctor", "palmette.__main__")
 
 # The door from the language half into the runtime: who may open it, and only when it is used.
 DOOR = "palmette.interpreter.backends.local"

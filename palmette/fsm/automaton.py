@@ -14,19 +14,16 @@ import numpy.typing as npt
 from palmette.fsm.algebra import Language
 from palmette.fsm.budget import Budget
 from palmette.fsm.costs import Costs
-from palmette.fsm.dfa import DEAD, Subset, step
+from palmette.fsm.dfa import DEAD
 from palmette.fsm.limits import Limits
 from palmette.fsm.lower import Lowering
-from palmette.fsm.masks import Masks
 from palmette.fsm.slices import Mask
-from palmette.fsm.table import Table
+from palmette.fsm.unfolding import Unfolding, unfold
 from palmette.fsm.vocabulary import Vocabulary
-from palmette.fsm.walk import walk
 
 NO_WAY = 1 << 30  # a cost above every budget
 MAX_FORCED = 4096  # bytes that forced_bytes returns at most
 
-_STATE_BYTES = 1024  # of one state with its transitions, roughly
 _REBUILD_AT = 0.8  # of the limit on states
 _REMEMBERED_STEPS = 1 << 17
 _REMEMBERED_COSTS = 16  # states, the first computed goes first: only the last tokens of a budget need them
@@ -55,14 +52,10 @@ class Automaton:
     def _build(self, clock: Callable[[], float] | None = None, started: float | None = None) -> None:
         self.budget = Budget(self.limits, clock, started)
         lowering = Lowering(self.budget, self.vocabulary.single_bytes)
-        self.machine: Subset = lowering.automaton(self.language)
-        self.masks = Masks(self.vocabulary, self.machine, self.budget)
-        self._nfa_items = self.machine.nfa.items, self.masks.nfa.items
+        self.machine: Unfolding = unfold(lowering, lowering.language(self.language), self.vocabulary)
         self._item_costs: Costs | None = None
         self._steps: dict[int, int] = {}
         self._costs: dict[int, tuple[int, int]] = {}
-        shared = self.masks.table.machine is self.machine
-        self._table = self.masks.table if shared else Table(self.machine)  # of exact states
         self._worst_costs: dict[int, int] = {}
         self._token_costs: dict[int, npt.NDArray[np.int32]] = {}
         self._forced: dict[int, tuple[bytes, int]] = {}
@@ -74,29 +67,24 @@ class Automaton:
     @property
     def nbytes(self) -> int:
         """About what its masks, tables and states take."""
-        return self.masks.nbytes + _STATE_BYTES * self.budget.states
+        return self.machine.nbytes
 
     def begin_step(self) -> None:
         """A new step of one matcher: its share of new states starts, and an automaton grown too large is rebuilt."""
-        exact, masked = self._nfa_items
-        if self.budget.states > self._most_states or max(len(exact), len(masked)) > self._most_nfa_states:
+        if self.machine.outgrown(self._most_states, self._most_nfa_states):
             self.epoch += 1
             self._build()
         self.budget.begin_step()
 
     def mask(self, state: int) -> Mask:
-        return self.masks.mask(state)
+        return self.machine.mask(state)
 
     def accepts(self, state: int) -> bool:
         return self.machine.accepts(state)
 
     def read(self, state: int, data: bytes) -> int:
         """The state behind `data`, or DEAD."""
-        for byte in data:
-            state = step(self.machine, state, byte)
-            if state == DEAD:
-                return DEAD
-        return state
+        return self.machine.read(state, data)
 
     def after_token(self, state: int, token: int) -> int:
         """The state behind a token that is not end-of-sequence, or DEAD."""
@@ -114,15 +102,7 @@ class Automaton:
         """The bytes that every continuation of a not accepting `state` begins with, and the state behind them."""
         found = self._forced.get(state)
         if found is None:
-            data = bytearray()
-            at = state
-            while len(data) < MAX_FORCED and not self.machine.accepts(at):
-                segments = self.machine.segments(at)
-                if len(segments) != 1 or segments[0][0] != segments[0][1]:
-                    break
-                data.append(segments[0][0])
-                at = segments[0][2]
-            found = self._forced[state] = bytes(data), at
+            found = self._forced[state] = self.machine.forced(state, MAX_FORCED)
         return found
 
     def cost_to_accept(self, state: int) -> int:
@@ -136,7 +116,7 @@ class Automaton:
     def _new_costs(self, state: int) -> tuple[int, int]:
         if self._item_costs is None:
             self._item_costs = Costs(self.machine.nfa, self.vocabulary)
-        cost, peak = self._item_costs.of_states(self.machine.members[state])
+        cost, peak = self._item_costs.of_states(self.machine.members(state))
         found = self._costs[state] = cost + 1, peak + 1
         return found
 
@@ -155,17 +135,12 @@ class Automaton:
         """
         found = self._token_costs.get(state)
         if found is None:
-            trie = self.vocabulary.trie
-            nodes, reached = walk(self._table, trie, state)
-            costs = np.full(len(self.machine), NO_WAY, np.int32)
-            flags = np.zeros(len(self.machine), bool)
-            flags[reached] = True
-            for to in flags.nonzero()[0].tolist():
-                costs[to] = min(self.cost_to_accept(to), NO_WAY)
-            at_node = np.full(trie.num_nodes, NO_WAY, np.int32)
-            at_node[nodes] = costs[reached]
-            found = np.full(self.vocabulary.mask_words * 32, NO_WAY, np.int32)
-            found[trie.token_ids] = at_node[trie.token_nodes]
+            behind = self.machine.behind_tokens(state)
+            costs = np.full(int(behind.max(initial=0)) + 1, NO_WAY, np.int32)
+            for to in np.flatnonzero(np.bincount(behind)).tolist():
+                if to != DEAD:
+                    costs[to] = min(self.cost_to_accept(to), NO_WAY)
+            found = costs[behind]
             if len(self._token_costs) >= _REMEMBERED_COSTS:
                 self._token_costs.pop(next(iter(self._token_costs)))
             self._token_costs[state] = found

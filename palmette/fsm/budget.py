@@ -26,6 +26,7 @@ class Budget:
         self._deadline = (started or 0.0) + limits.compile_seconds
         self._ticks = 0
         self._stepping = False  # compiling is bounded by the totals and the clock instead
+        self.step = 0  # number of the step; 0 before the first
         self.states = 0
         self.subsets_in_step = 0
         self.members_in_step = 0
@@ -34,6 +35,7 @@ class Budget:
         """Start counting a new step. Compilation is over, so the clock is not looked at any more."""
         self._clock = None
         self._stepping = True
+        self.step += 1
         self.subsets_in_step = 0
         self.members_in_step = 0
 

@@ -70,47 +70,61 @@ class Lowering:
         return start
 
     def automaton(self, language: Language) -> Subset:
-        return Subset(self.nfa, self.nfa.state(self.language(language), DONE), self.budget)
+        return self.subset(self.language(language))
+
+    def subset(self, item: int) -> Subset:
+        """The automaton of one item."""
+        return Subset(self.nfa, self.nfa.state(item, DONE), self.budget)
 
     # -- nodes -----------------------------------------------------------------------------------------------------
 
     def _item(self, node: Node, json: bool) -> Call[int]:
-        key = (id(node), json)
-        item = self._known.get(key)
+        item = self._at_once(node, json)
+        if item is None:
+            item = yield from self._new_item(node, json)
+            assert item is not None
+            self._known[id(node), json] = item
+            self._keep.append(node)
+        return item
+
+    def _at_once(self, node: Node, json: bool) -> int | None:
+        """The item of a node that was lowered before or has no parts: most have none, and a call costs more than it."""
+        if isinstance(node, Literal):
+            return self.program.text(_encoded(node.text, json))
+        if isinstance(node, Chars):
+            return self._characters(node.set, json)
+        item = self._known.get((id(node), json))
         if item is None:
             self.budget.tick()
-            item = yield self._new_item(node, json)
-            assert item is not None
-            self._known[key] = item
-            self._keep.append(node)
         return item
 
     def _new_item(self, node: Node, json: bool) -> Call[int]:
         program = self.program
-        if isinstance(node, Literal):
-            return program.text(_encoded(node.text, json))
-        if isinstance(node, Chars):
-            return self._characters(node.set, json)
         if isinstance(node, Words):
             return word_graph([_encoded(t, json) for t in node.texts], EPS, program.bytes_node, program.then)
         if isinstance(node, Seq | Alt):
             items = []
             for part in node.parts:
-                items.append((yield self._item(part, json)))
+                item = self._at_once(part, json)
+                items.append((yield self._item(part, json)) if item is None else item)
             return program.cat(tuple(items)) if isinstance(node, Seq) else program.alt(tuple(items))
         if isinstance(node, Keyed):
-            others = yield self._item(node.others, json)
+            others = self._at_once(node.others, json)
+            if others is None:
+                others = yield self._item(node.others, json)
             then = yield self._item(node.then, json)
             return program.with_word(others, b'"' + _encoded(node.name, True) + b'"', then)
         if isinstance(node, Repeat):
             inner = yield self._item(node.part, json)
             return program.rep(inner, node.low, NO_LIMIT if node.high is None else node.high)
         if isinstance(node, JsonText):
-            item: int = yield self._item(node.part, True)
-            return item
+            written: int | None = self._at_once(node.part, True)
+            if written is None:
+                written = yield self._item(node.part, True)
+            return written
         if isinstance(node, Ref):
-            item = yield self._rule(node.name)
-            return item
+            rule: int = yield self._rule(node.name)
+            return rule
         if isinstance(node, Anchored):
             start = yield self._item(node.part, json)
             return self._checked([self._subset(start, anchored=True)], [])

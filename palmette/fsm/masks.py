@@ -46,6 +46,10 @@ class Masks:
         return len(self._distinct)
 
     @property
+    def num_masked_states(self) -> int:
+        return len(self._by_saturated)
+
+    @property
     def nfa(self) -> Nfa:
         """Of the automaton that masks are computed on."""
         return self._saturated.nfa

@@ -192,7 +192,7 @@ class Matcher:
             return 0
         self._automaton.begin_step()
         try:
-            return self._automaton.masks.prefetch(self._state(), limit)
+            return self._automaton.machine.prefetch(self._state(), limit)
         except UnsupportedConstraint:
             return 0
 

@@ -55,8 +55,7 @@ class Program:
     def __init__(self, alphabet: frozenset[int] | None = None) -> None:
         """`alphabet`: the bytes that can be written at all; words with others do not exist. None = all bytes."""
         self._alphabet = alphabet
-        self._missing = frozenset() if alphabet is None else frozenset(range(256)) - alphabet
-        self._missing_below = [0, *accumulate(byte in self._missing for byte in range(256))]
+        self._missing, self._missing_below = _missing_from(alphabet)
         self.largest_count = 0  # of the repetitions; an open end does not count
         self.kinds: list[Kind] = []
         self.args: list[Any] = []
@@ -88,7 +87,7 @@ class Program:
 
     def text(self, data: bytes) -> int:
         """Exactly `data`."""
-        if not self._missing.isdisjoint(data):
+        if self._missing and not self._missing.isdisjoint(data):
             return NEVER
         if len(data) <= _LONGEST_TEXT:
             return self._intern(Kind.TEXT, data, False) if data else EPS
@@ -137,7 +136,7 @@ class Program:
 
     def then(self, data: bytes, item: int) -> int:
         """`data` and then `item`."""
-        return self.cat((self.text(data), item))
+        return self.text(data) if item == EPS else self.cat((self.text(data), item))
 
     def _is_branching(self, item: int) -> bool:
         """Whether it is a node of a trie of words that do not begin one another."""
@@ -276,6 +275,13 @@ class Program:
             self.args.append(arg)
             self.nullable.append(nullable)
         return item
+
+
+@lru_cache(maxsize=8)
+def _missing_from(alphabet: frozenset[int] | None) -> tuple[frozenset[int], list[int]]:
+    """Bytes outside `alphabet`, and how many of them are below each byte. Callers do not change the list."""
+    missing = frozenset[int]() if alphabet is None else frozenset(range(256)) - alphabet
+    return missing, [0, *accumulate(byte in missing for byte in range(256))]
 
 
 @lru_cache(maxsize=256)

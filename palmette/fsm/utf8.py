@@ -95,9 +95,8 @@ def _closed(edges: list[tuple[int, bytes, int]], make_then: Callable[[bytes, int
 
 def _common_prefix(a: bytes, b: bytes) -> int:
     shorter = min(len(a), len(b))
-    if a[:shorter] == b[:shorter]:
-        return shorter
-    return next(i for i in range(shorter) if a[i] != b[i])
+    differing = int.from_bytes(a[:shorter], "big") ^ int.from_bytes(b[:shorter], "big")
+    return shorter - (differing.bit_length() + 7) // 8
 
 
 def _encode_range(low: int, high: int, out: list[Path]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
 from palmette.errors import InvalidOption
+from palmette.fsm.native import Library, NativeVocabulary, library
 from palmette.fsm.slices import Slice, build_slices
 from palmette.fsm.trie import Trie
 
@@ -73,6 +74,7 @@ class Vocabulary:
         self._slices: tuple[Slice, ...] | None = None
         self._is_token: bytes | None = None
         self._run_lengths: dict[int, tuple[int, ...]] | None = None
+        self._native: NativeVocabulary | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -85,6 +87,9 @@ class Vocabulary:
     def warm_up(self) -> None:
         """Build now what is otherwise built at first use, so that no step has to wait for it."""
         _ = self.children, self.slices, self.is_token, self.run_lengths
+        compiled = library()
+        if compiled is not None:
+            self.native(compiled)
 
     @property
     def mask_words(self) -> int:
@@ -107,6 +112,19 @@ class Vocabulary:
         if self._slices is None:
             self._slices = build_slices(self.plain, self.mask_words)
         return self._slices
+
+    def native(self, library: Library) -> NativeVocabulary:
+        """What compiled automata read of it."""
+        if self._native is None:
+            self._native = NativeVocabulary(
+                library,
+                self.trie,
+                self.slices,
+                eos_ids=self.eos_ids,
+                mask_words=self.mask_words,
+                max_token_len=self.max_token_len,
+            )
+        return self._native
 
     @property
     def is_token(self) -> bytes:

@@ -54,18 +54,13 @@ def pack(
         page_table: (max_running_rows, context_len) int32 on the CPU; mutated.
     """
     table: NDArray[np.int32] = page_table.numpy()
-    for row in batch.rows:  # all writes first: a row's slots may be read by another's prefix
-        if row.prefix is not None:
-            index, slots = row.prefix
-            table[row.row, index : index + len(slots)] = slots
-        table[row.row, row.start : row.start + len(row.slots)] = row.slots
-
+    write_page_table(batch, table)
     ids: list[int] = []
     logit_tokens: list[int] = []
     plan_rows: list[PlanRow] = []
     for row in batch.rows:
         end = row.start + len(row.token_ids)
-        positions, tree = _place(row)
+        positions, tree = place(row)
         plan_rows.append(PlanRow(len(ids), row.start, table[row.row, :end], positions, tree))
         if row.logits_from is not None:
             logit_tokens.extend(range(len(ids) + row.logits_from, len(ids) + len(row.token_ids)))
@@ -92,7 +87,16 @@ def pack(
     )
 
 
-def _place(row: ScheduledRow) -> tuple[NDArray[np.int64], TreeView | None]:
+def write_page_table(batch: ScheduledBatch, table: NDArray[np.int32]) -> None:
+    """Each row's slots; before any row is looked at, for a row's slots may be read by another's prefix."""
+    for row in batch.rows:
+        if row.prefix is not None:
+            index, slots = row.prefix
+            table[row.row, index : index + len(slots)] = slots
+        table[row.row, row.start : row.start + len(row.slots)] = row.slots
+
+
+def place(row: ScheduledRow) -> tuple[NDArray[np.int64], TreeView | None]:
     """The positions of a row's tokens, and for a tree row what its nodes see."""
     if row.tree is None:
         return np.arange(row.start, row.start + len(row.token_ids), dtype=np.int64), None

@@ -11,7 +11,8 @@ from typing import Literal, get_args
 from palmette.errors import InvalidOption
 from palmette.fsm.limits import Limits
 
-DType = Literal["float32", "bfloat16", "float16"]
+DType = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+CPUKernels = Literal["auto", "torch", "avx512", "avx2", "portable"]
 Retokenize = Literal["safe", "off", "paper"]
 ConstraintEngine = Literal["palmette", "llguidance"]
 PolicyName = Literal["longest_prefix", "depth_first", "fcfs", "random"]
@@ -22,14 +23,16 @@ class ModelOptions:
     """Which model, and how it is held."""
 
     model_path: str = "smollm2"  # a .gguf file, a directory, "smollm2" or a hub name
-    dtype: DType = "float32"
+    dtype: DType = "auto"  # "auto": the file's own quantised blocks where the compiled core can, else float32
     device: str = "cpu"
+    cpu_kernels: CPUKernels = "auto"  # "auto": the compiled core where it can be used, else torch
     context_len: int | None = None  # tokens of prompt and output together; None = the model's own
 
     def __post_init__(self) -> None:
         if not isinstance(self.model_path, str) or not self.model_path:
             raise InvalidOption("model_path", self.model_path, "a non-empty string")
         _check_choice("dtype", self.dtype, get_args(DType))
+        _check_choice("cpu_kernels", self.cpu_kernels, get_args(CPUKernels))
         if not isinstance(self.device, str) or not self.device:
             raise InvalidOption("device", self.device, "a non-empty string such as 'cpu' or 'cuda'")
         if self.context_len is not None:

@@ -8,19 +8,30 @@ Used by one thread at a time. Knows no clock: time comes in as a number of secon
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
 from palmette.errors import InvalidOption, PalmetteError, RequestError
 from palmette.fsm.cursor import CompiledConstraint
 from palmette.runtime.admission import Limits
+from palmette.runtime.compiled_runner import CompiledRunner
 from palmette.runtime.compiling import Compiler
 from palmette.runtime.config import RuntimeConfig, resolve
-from palmette.runtime.evaluate import evaluate
+from palmette.runtime.evaluate import evaluate, prepare
 from palmette.runtime.guide import Guide
+from palmette.runtime.logit_ops import LogitOps
 from palmette.runtime.memory import KVMemory
 from palmette.runtime.model_runner import ModelRunner
+from palmette.runtime.models.compiled import CompiledDecoder
 from palmette.runtime.models.loaded import LoadedModel
 from palmette.runtime.optimum import ReuseOptimum
 from palmette.runtime.output import Output
 from palmette.runtime.request import AnyJob, EmbedJob, GenerateJob, ScoreJob, refusal
+from palmette.runtime.scheduled import ScheduledBatch
 from palmette.runtime.scheduler import Scheduler
 from palmette.runtime.stats import Stats
 from palmette.runtime.step import ScheduledStep, StepResults
@@ -28,12 +39,21 @@ from palmette.runtime.tokenizer import Tokenizer
 from palmette.types import Event, FinishReason, GenerateRequest, ProgramEvent, Request, ScoreRequest
 
 
+class Runner(Protocol):
+    """What computes steps: ModelRunner or CompiledRunner."""
+
+    @property
+    def ops(self) -> LogitOps: ...
+    def forward(self, batch: ScheduledBatch, masks: Sequence[NDArray[np.uint32] | None] | None = None) -> Tensor: ...
+    def embed(self, token_ids: tuple[int, ...], slots: tuple[int, ...], row: int) -> Tensor: ...
+
+
 class EngineCore:
     """Runs requests on a model. Every request that `add` takes ends in exactly one terminal event out of `step`."""
 
     def __init__(
         self,
-        runner: ModelRunner,
+        runner: Runner,
         scheduler: Scheduler,
         limits: Limits,
         *,
@@ -145,9 +165,10 @@ class EngineCore:
         self.scheduler.check_integrity()
 
     def _compute(self, step: ScheduledStep) -> StepResults:
-        logits = self._runner.forward(step.batch) if step.batch.rows else None
+        draws = prepare(step)
+        logits = self._runner.forward(step.batch, draws.masks(step)) if step.batch.rows else None
         embeddings = [self._runner.embed(e.job.request.token_ids, e.slots, e.row) for e in step.embeds]
-        return evaluate(step, logits, embeddings)
+        return evaluate(step, draws, logits, embeddings, self._runner.ops)
 
     def _guide(self, request: Request, constraint: CompiledConstraint | None) -> Guide | None:
         """
@@ -209,12 +230,12 @@ def build_engine(loaded: LoadedModel, config: RuntimeConfig | None = None) -> En
     cache, context_len = config.cache, config.model.context_len
     assert cache.kv_tokens is not None, "resolve settles kv_tokens"
     assert context_len is not None, "resolve settles context_len"
-    runner = ModelRunner(
-        loaded.model,
-        num_slots=cache.kv_tokens,
-        max_running_rows=Scheduler.num_rows(config.scheduler),
-        context_len=context_len,
-    )
+    num_slots, num_rows = cache.kv_tokens, Scheduler.num_rows(config.scheduler)
+    runner: Runner
+    if isinstance(loaded.model, CompiledDecoder):
+        runner = CompiledRunner(loaded.model, num_slots=num_slots, max_running_rows=num_rows, context_len=context_len)
+    else:
+        runner = ModelRunner(loaded.model, num_slots=num_slots, max_running_rows=num_rows, context_len=context_len)
     memory = KVMemory(cache.kv_tokens, cache.page_size, shares=cache.enabled, listens=cache.hints)
     scheduler = Scheduler(memory, config.scheduler, optimum=ReuseOptimum() if cache.measure_optimum else None)
     return EngineCore(

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from palmette.errors import UnsupportedFeature
+from palmette.runtime.models.config import ModelConfig
 
 
 class KVKind(StrEnum):
@@ -35,6 +37,20 @@ class LayerKVSpec:
     window: int | None = None  # tokens, with kind WINDOW
     share_with: int | None = None  # layer index, with kind SHARED
     dtype: torch.dtype = torch.float32
+
+
+def kv_specs(config: ModelConfig, dtype: torch.dtype) -> tuple[LayerKVSpec, ...]:
+    """What each layer of a decoder keeps."""
+    return tuple(
+        LayerKVSpec(
+            kind=KVKind.FULL if layer.window is None else KVKind.WINDOW,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            window=layer.window,
+            dtype=dtype,
+        )
+        for layer in config.layers
+    )
 
 
 class KVPool:
@@ -69,4 +85,7 @@ class KVPool:
 
     def _allocate(self, spec: LayerKVSpec, device: torch.device | str) -> Tensor:
         shape = (self.num_slots + 1, spec.num_kv_heads, spec.head_dim)
+        if torch.device(device).type == "cpu" and spec.dtype in (torch.float16, torch.float32):
+            # numpy asks the system for huge pages, which a gather of scattered slots is grateful for; torch does not.
+            return torch.from_numpy(np.zeros(shape, np.float16 if spec.dtype == torch.float16 else np.float32))
         return torch.zeros(shape, dtype=spec.dtype, device=device)

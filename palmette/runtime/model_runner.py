@@ -5,32 +5,22 @@ Knows tensors. Does not know requests: a row of the page table and a slot mean w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from palmette.errors import InvalidOption
 from palmette.runtime.batch import AttentionShape, ForwardBatch, pack
-from palmette.runtime.kv_pool import KVKind, KVPool, LayerKVSpec
-from palmette.runtime.models.config import ModelConfig
+from palmette.runtime.kv_pool import KVPool, kv_specs
+from palmette.runtime.logit_ops import TorchOps
 from palmette.runtime.models.decoder import Decoder
 from palmette.runtime.scheduled import ScheduledBatch, ScheduledRow
 
 LOGIT_BLOCK = 128  # rows that go through the LM head at once; bounds what is allocated beside the result
-
-
-def kv_specs(config: ModelConfig, dtype: torch.dtype) -> tuple[LayerKVSpec, ...]:
-    """What each layer of a decoder keeps."""
-    return tuple(
-        LayerKVSpec(
-            kind=KVKind.FULL if layer.window is None else KVKind.WINDOW,
-            num_kv_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            window=layer.window,
-            dtype=dtype,
-        )
-        for layer in config.layers
-    )
 
 
 class ModelRunner:
@@ -61,9 +51,14 @@ class ModelRunner:
         self.page_table = torch.zeros((max_running_rows, context_len), dtype=torch.int32)  # row, index -> slot
         self._shape = AttentionShape(config.num_heads, config.num_kv_heads, config.windows, self.kv_pool.pad_slot)
 
+        self.ops = TorchOps()
+
     @torch.inference_mode()
-    def forward(self, batch: ScheduledBatch) -> Tensor:
+    def forward(self, batch: ScheduledBatch, masks: Sequence[NDArray[np.uint32] | None] | None = None) -> Tensor:
         """Compute a step.
+
+        Args:
+            masks: which logits matter; all are computed anyway.
 
         Returns:
             (batch.num_logits, vocab_size) float32 logits of the wanted tokens, in row order, then token order.

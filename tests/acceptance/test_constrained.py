@@ -94,7 +94,7 @@ def clearness(
         guide.advance(token)
     mask = guide.mask(request.params.max_new_tokens - at).words
     ids = (*request.token_ids, *output[:at])
-    runner = ModelRunner(model.model, num_slots=len(ids), max_running_rows=1, context_len=len(ids))
+    runner = ModelRunner(model.decoder, num_slots=len(ids), max_running_rows=1, context_len=len(ids))
     row = ScheduledRow(row=0, token_ids=ids, start=0, slots=tuple(range(len(ids))), logits_from=len(ids) - 1)
     logits = runner.forward(ScheduledBatch((row,)))[0]
     return draw_margin(logits, Draw(request.params, seed=request.seed, index=at, mask=mask))
@@ -151,7 +151,7 @@ def test_line_3_draws_follow_the_documented_distribution(full: bool, figures: Fi
     prompt = tuple(b"The distribution of texts: ")
     params = SamplingParams(max_new_tokens=12, temperature=2.0)
     core = build(model)
-    runner = ModelRunner(model.model, num_slots=64, max_running_rows=1, context_len=64)
+    runner = ModelRunner(model.decoder, num_slots=64, max_running_rows=1, context_len=64)
 
     @cache
     def logits(tokens: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float64]]:

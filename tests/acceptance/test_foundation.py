@@ -78,7 +78,7 @@ def greedy(engine: Engine, ids: Sequence[Sequence[int]], tokens: int, **params: 
 def margin(model: LoadedModel, request: GenerateRequest, output: Sequence[int], index: int) -> float:
     """How near token `index` of an output was to being another: by logits if greedy, else by the draw."""
     ids = (*request.token_ids, *output[:index])
-    runner = ModelRunner(model.model, num_slots=len(ids), max_running_rows=1, context_len=len(ids))
+    runner = ModelRunner(model.decoder, num_slots=len(ids), max_running_rows=1, context_len=len(ids))
     row = ScheduledRow(row=0, token_ids=ids, start=0, slots=tuple(range(len(ids))), logits_from=len(ids) - 1)
     logits = runner.forward(ScheduledBatch((row,)))[0]
     return draw_margin(logits, Draw(request.params, seed=request.seed, index=index))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from palmette.errors import UnsupportedConstraint
 from palmette.fsm.dfa import Subset, matches
 from palmette.fsm.language import to_language
 from palmette.fsm.limits import Limits
+from palmette.fsm.schema.source import Source
 from palmette.specs import JsonSchema, SchemaOptions
 from tests.fsm.languages import automaton
 
@@ -188,3 +190,52 @@ def test_every_row_of_the_documented_table_has_a_test() -> None:
     tested = {k for k, *_ in ENFORCED} | {k for k, *_ in REFUSED} | {f"format: {f}" for f in FORMATS}
     assert len(documented) > 40
     assert documented <= tested, documented - tested
+
+
+def test_schemas_that_are_written_alike_are_compiled_once_and_mean_what_each_would_mean() -> None:
+    text = {"type": "string", "maxLength": 3}
+    part: dict[str, Any] = {"type": "object", "properties": {"x": text, "y": {"$ref": "#/$defs/n"}}}
+    part |= {"required": ["x"], "additionalProperties": False}
+    closed = {"type": "object", "additionalProperties": False}
+    many = {**closed, "$defs": {"n": {"type": "integer"}}, "properties": {f"p{i}": part for i in range(30)}}
+    source = Source(json.dumps(many), Limits())
+    assert {source.child("", "properties", f"p{i}") for i in range(30)} == {"/properties/p0"}
+    assert source.resolve("", "#/properties/p7") == "/properties/p0"
+    machine = schema_automaton(many)
+    for name in ("p0", "p29"):
+        assert matches(machine, f'{{"{name}": {{"x": "abc", "y": 5}}}}'.encode())
+        assert not matches(machine, f'{{"{name}": {{"x": "abcd"}}}}'.encode())
+    true_is_not_one = {**closed, "properties": {"a": {"const": 1}, "b": {"const": True}}, "required": ["a", "b"]}
+    assert matches(schema_automaton(true_is_not_one), b'{"a": 1, "b": true}')
+    assert not matches(schema_automaton(true_is_not_one), b'{"a": 1, "b": 1}')
+
+
+def test_schemas_that_are_written_alike_below_different_ids_are_not_one() -> None:
+    inner = {"$ref": "#/$defs/x"}
+    schema = {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            "a": {"$id": "http://a.example/", "$defs": {"x": {"const": 1}}, "type": "integer", "allOf": [inner]},
+            "b": {"$id": "http://b.example/", "$defs": {"x": {"const": 2}}, "type": "integer", "allOf": [inner]},
+        },
+    }
+    machine = schema_automaton(schema)
+    assert matches(machine, b'{"a": 1, "b": 2}')
+    assert not matches(machine, b'{"a": 2}')
+
+
+def test_what_is_not_enforced_is_said_of_every_place() -> None:
+    part = {"type": "object", "properties": {"my name": {"type": "string", "format": "no such format"}}}
+    schema = {"type": "object", "properties": {"one": part, "two": part}}
+    _, unenforced = to_language(JsonSchema.of(schema))
+    below = "properties/my name format=no such format"
+    assert sorted(unenforced) == [f"/properties/one/{below}", f"/properties/two/{below}"]
+
+
+def test_brackets_are_counted_outside_strings_only() -> None:
+    deep = "[" * 2000
+    for text in (json.dumps({"const": deep}), json.dumps({"const": '"\\' + deep}), json.dumps({"title": "\\"})):
+        assert schema_automaton(json.loads(text)).start
+    with pytest.raises(UnsupportedConstraint, match="deeper schemas"):
+        Source('{"a": "x\\"", "b": ' + deep, Limits())

@@ -45,7 +45,7 @@ def test_what_was_loaded() -> None:
     loaded = embedded()
     config = loaded.config
     assert (config.family, config.num_layers, config.vocab_size, config.context_len) == ("llama", 30, 49152, 8192)
-    assert loaded.model.weights.num_parameters == 134_515_008
+    assert loaded.decoder.weights.num_parameters == 134_515_008
     assert loaded.name == "smollm2"
     assert loaded.tokenizer.chat_template.exists
     assert loaded.digest == load_model("smollm2").digest
@@ -54,15 +54,15 @@ def test_what_was_loaded() -> None:
 def test_logits_are_those_of_transformers(hf_embedded: Any) -> None:
     ids = prompt()
     wanted = reference_logits(hf_embedded, ids)
-    assert_logits_agree(our_logits(embedded().model, ids), wanted)
-    assert_logits_agree(our_logits(embedded().model, ids, (64, len(ids) - 69, 1, 1, 1, 1, 1)), wanted)
+    assert_logits_agree(our_logits(embedded().decoder, ids), wanted)
+    assert_logits_agree(our_logits(embedded().decoder, ids, (64, len(ids) - 69, 1, 1, 1, 1, 1)), wanted)
 
 
 def test_siblings_and_tries_score_like_each_sequence_alone(hf_embedded: Any) -> None:
     loaded, shared = embedded(), prompt()[:70]
     encode = loaded.tokenizer.encode
     endings = [tuple(encode(text)) for text in (" mass", " Because", "\n\n1. It")]
-    runner = ModelRunner(loaded.model, num_slots=400, max_running_rows=8)
+    runner = ModelRunner(loaded.decoder, num_slots=400, max_running_rows=8)
     prefix = tuple(range(70))
     runner.forward(ScheduledBatch((ScheduledRow(0, shared, 0, prefix),)))
 
@@ -85,7 +85,7 @@ def test_siblings_and_tries_score_like_each_sequence_alone(hf_embedded: Any) -> 
 
 def test_an_embedding_is_closer_to_a_paraphrase_than_to_another_subject() -> None:
     loaded = embedded()
-    runner = ModelRunner(loaded.model, num_slots=64, max_running_rows=1)
+    runner = ModelRunner(loaded.decoder, num_slots=64, max_running_rows=1)
 
     def embed(text: str) -> torch.Tensor:
         ids = tuple(loaded.tokenizer.encode(text))

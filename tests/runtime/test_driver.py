@@ -261,12 +261,12 @@ def test_when_the_engine_dies_everybody_is_told_and_so_is_whoever_comes_later(
     calls = 0
     plain = core._runner.forward
 
-    def forward(batch: Any) -> Any:
+    def forward(batch: Any, masks: Any = None) -> Any:
         nonlocal calls
         calls += 1
         if calls == 3:
             raise MemoryError("the device is gone")
-        return plain(batch)
+        return plain(batch, masks)
 
     monkeypatch.setattr(core._runner, "forward", forward)
     thread, box = make_thread(core), Mailbox()

@@ -41,7 +41,7 @@ PREFIX = "The quick brown fox jumps over the lazy dog, and then does so again. "
 @cache
 def naive_logits(tokens: tuple[int, ...]) -> Tensor:
     """Logits of every token of a sequence, computed from nothing."""
-    runner = ModelRunner(model().model, num_slots=len(tokens), max_running_rows=1)
+    runner = ModelRunner(model().decoder, num_slots=len(tokens), max_running_rows=1)
     row = ScheduledRow(0, tokens, 0, tuple(range(len(tokens))), None, 0)
     return runner.forward(ScheduledBatch((row,)))
 
@@ -53,7 +53,7 @@ def golden(request: GenerateRequest) -> tuple[tuple[int, ...], int]:
     clear: int | None = None
     counts: dict[int, int] = {}
     for index in range(request.params.max_new_tokens):
-        logits = naive_logits(request.token_ids + tuple(tokens))[-1:]
+        logits = naive_logits((*request.token_ids, *tokens))[-1:]
         draw = Draw(request.params, request.seed, index, counts, request.token_ids)
         if clear is None and draw_margin(logits[0], draw) < TIE:
             clear = index
@@ -301,7 +301,7 @@ def test_nan_in_one_row_fails_that_row_alone(monkeypatch: pytest.MonkeyPatch) ->
     plain = core._runner.forward
     poisoned: list[str] = []
 
-    def forward(scheduled: ScheduledBatch) -> Tensor:
+    def forward(scheduled: ScheduledBatch, masks: object = None) -> Tensor:
         logits = plain(scheduled).clone()
         at = 0
         for row in scheduled.rows:
@@ -337,7 +337,7 @@ def test_a_forward_pass_that_raises_loses_nothing(monkeypatch: pytest.MonkeyPatc
     core = engine(chunk_size=64)
     plain, calls = core._runner.forward, 0
 
-    def forward(scheduled: ScheduledBatch) -> Tensor:
+    def forward(scheduled: ScheduledBatch, masks: object = None) -> Tensor:
         nonlocal calls
         calls += 1
         if calls % 3 == 1:
@@ -430,7 +430,7 @@ def test_logprobs_of_prompt_and_output_are_the_models_own(chunk_size: int) -> No
         "a", PREFIX[:60], 5, temperature=0.7, seed=3, top_k=9, logprobs=LogprobParams(start_len=20, top=4)
     )
     run = drive(core, [request])
-    tokens = request.token_ids + run.sampled("a")
+    tokens = (*request.token_ids, *run.sampled("a"))
     logprobs = naive_logits(tokens).double().log_softmax(-1)
     found = (*run.finish("a").prompt_logprobs, *run.logprobs("a"))
     assert [p.token_id for p in found] == list(tokens[20:])

@@ -23,7 +23,7 @@ NUM_SLOTS = 3000
 
 def make_runner(family: str = "llama", **options: int) -> ModelRunner:
     loaded = tiny_model(1, family)
-    return ModelRunner(loaded.model, **{"num_slots": NUM_SLOTS, "max_running_rows": 32, **options})
+    return ModelRunner(loaded.decoder, **{"num_slots": NUM_SLOTS, "max_running_rows": 32, **options})
 
 
 def tokens(num: int, seed: int = 0) -> tuple[int, ...]:

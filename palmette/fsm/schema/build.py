@@ -65,7 +65,7 @@ class Builder:
             self.budget.tick()
             conjunction = self._waiting.pop()
             self._rules[self._names[conjunction]] = self._node(conjunction)
-        return Language(start, self._rules), tuple(self.unenforced)
+        return Language(start, self._rules), tuple(self.source.at_every_twin(self.unenforced))
 
     def rule_for(self, conjunction: Conjunction) -> Node:
         """A reference to the language of values that satisfy every element of `conjunction`."""

@@ -24,6 +24,8 @@ def allows(builder: Builder, flat: Flat, value: Any) -> bool:
     Raises:
         UnsupportedConstraint: they include alternatives or counts that are not evaluated on values.
     """
+    if type(value) is str and not (flat.never or flat.excluded or flat.enums[1:] or flat.groups or flat.strings):
+        return "string" in flat.types
     return run(_holds(builder, flat, value, skip_enums=1))
 
 

@@ -1,12 +1,15 @@
 """The schema document: reading it, its places, and what a `$ref` names.
 
 A place is a JSON pointer from the document's root. Keyword rewriting (`negate`, `flat`) adds places of its own, which
-resolve references like the place they were made from. Knows nothing of languages.
+resolve references like the place they were made from. Schemas that are written alike have one place, that of the first:
+most documents say `{"type": "string"}` many times, and some repeat whole objects. Knows nothing of languages.
 """
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
 from decimal import Decimal
 from typing import Any, TypeAlias
 from urllib.parse import unquote, urldefrag, urljoin
@@ -34,6 +37,8 @@ _LIST_OF_SCHEMAS = ("allOf", "anyOf", "items", "oneOf", "prefixItems")
 _NAMED_SCHEMAS = ("$defs", "definitions", "dependencies", "dependentSchemas", "patternProperties", "properties")
 _LEGACY = ("draft-03", "draft-04", "draft-05", "draft-06", "draft-07")
 _NESTED_VALUES = 8  # values inside values that one level of schemas may take
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_BRACKET = re.compile(r"[\[\]{}]")
 
 
 class Source:
@@ -52,7 +57,10 @@ class Source:
         self._added: dict[str, tuple[Schema, str]] = {}  # place -> (schema, place whose base it has)
         self._bases: dict[str, str] = {}  # place of a subschema with its own id -> its absolute URI
         self._targets: dict[str, str] = {}  # absolute URI, with or without anchor -> place
-        self._collect_ids()
+        self._twins: dict[str, str] = {}  # place -> the first place with an equal schema
+        schemas = self._collect_ids()
+        if len(self._bases) == 1 and len(schemas) > 1:  # with more bases equal schemas may refer to different things
+            self._find_twins(schemas)
 
     def at(self, place: str) -> Schema:
         """The schema at `place`.
@@ -69,13 +77,33 @@ class Source:
 
     def child(self, place: str, *tokens: str | int) -> str:
         """The place below `place` that `tokens` lead to."""
-        below = place + "".join(f"/{_escaped(str(t))}" for t in tokens)
+        below = place + "".join([f"/{_escaped(str(t))}" for t in tokens])
         if place in self._added:
             schema, origin = self._added[place]
             for token in tokens:
                 schema = schema[token]
             self._added[below] = schema, origin
-        return below
+        return self._twins.get(below, below)
+
+    def at_every_twin(self, notes: Iterable[str]) -> list[str]:
+        """`notes` that begin with a place, said of every place that is written alike too."""
+        out = dict.fromkeys(notes)
+        if out and self._twins:
+            twins: dict[str, list[str]] = {}
+            for place, first in self._twins.items():
+                twins.setdefault(first, []).append(place)
+            waiting = list(out)
+            while waiting:
+                note = waiting.pop()
+                pointer = note.partition(" format=")[0] if " format=" in note else note.rpartition(" ")[0]
+                while pointer:
+                    for place in twins.get(pointer, ()):
+                        other = place + note[len(pointer) :]
+                        if other not in out:
+                            out[other] = None
+                            waiting.append(other)
+                    pointer = pointer.rpartition("/")[0]
+        return list(out)
 
     def add(self, place: str, name: str, schema: Schema) -> str:
         """A new place for a schema that was derived from the one at `place`."""
@@ -105,7 +133,7 @@ class Source:
             raise UnsupportedConstraint(place, "$ref", f"no schema has the anchor {fragment!r}")
         target = root + fragment
         self.at(target)
-        return target
+        return self._twins.get(target, target)
 
     def _value(self, place: str) -> Any:
         value: Any = self.root
@@ -125,7 +153,34 @@ class Source:
                 return self._bases[place]
             place = place.rpartition("/")[0]
 
-    def _collect_ids(self) -> None:
+    def _find_twins(self, schemas: list[tuple[str, Schema]]) -> None:
+        """`schemas`: places with objects, in order. Values are numbered from the inside out, equal ones alike."""
+        order = [self.root]
+        for value in order:  # which grows
+            if isinstance(value, dict):
+                order += [v for v in value.values() if isinstance(v, dict | list)]
+            elif isinstance(value, list):
+                order += [v for v in value if isinstance(v, dict | list)]
+        known: dict[tuple[Any, ...], int] = {}
+        numbers: dict[int, int] = {}  # by the value's id
+        for value in reversed(order):
+            parts: list[Any] = [type(value)]
+            if isinstance(value, dict):
+                for k, v in value.items():
+                    parts += (k, type(v), numbers[id(v)] if isinstance(v, dict | list) else v)
+            elif isinstance(value, list):
+                for v in value:
+                    parts += (type(v), numbers[id(v)] if isinstance(v, dict | list) else v)
+            numbers[id(value)] = known.setdefault(tuple(parts), len(known))
+        firsts: dict[int, str] = {}
+        for place, schema in schemas:
+            first = firsts.setdefault(numbers[id(schema)], place)
+            if first != place:
+                self._twins[place] = first
+
+    def _collect_ids(self) -> list[tuple[str, Schema]]:
+        """Returns the places where objects stand as schemas."""
+        schemas: list[tuple[str, Schema]] = []
         self._bases[""] = ""
         stack: list[tuple[str, Any, str, int]] = [("", self.root, "", 0)]
         while stack:
@@ -134,6 +189,7 @@ class Source:
                 continue
             if depth > self.limits.schema_depth:
                 raise exceeded("schema_depth", self.limits.schema_depth, place, "deeper schemas")
+            schemas.append((place, value))
             depth += 1
             own = value.get("$id", value.get("id") if self.legacy else None)
             if isinstance(own, str):
@@ -157,6 +213,7 @@ class Source:
                     stack.append((here, inner, base, depth))
                 elif key in _NAMED_SCHEMAS and isinstance(inner, dict):
                     stack += [(f"{here}/{_escaped(name)}", v, base, depth) for name, v in inner.items()]
+        return schemas[::-1]
 
 
 def _escaped(token: str) -> str:
@@ -165,25 +222,12 @@ def _escaped(token: str) -> str:
 
 def _check_nesting(text: str, limits: Limits) -> None:
     """Brackets inside brackets, counted without a parser, so that none has to recurse into what is too deep."""
-    deepest = limits.schema_depth * _NESTED_VALUES
+    deepest = min(limits.schema_depth * _NESTED_VALUES, 600)
     depth = 0
-    in_string = escaped = False
-    for char in text:
-        if in_string:
-            if escaped:
-                escaped = False
-            elif char == "\\":
-                escaped = True
-            elif char == '"':
-                in_string = False
-        elif char == '"':
-            in_string = True
-        elif char in "[{":
-            depth += 1
-            if depth > min(deepest, 600):
-                raise exceeded("schema_depth", limits.schema_depth, "the schema", "deeper schemas")
-        elif char in "]}":
-            depth -= 1
+    for bracket in _BRACKET.findall(_STRING.sub("", text)):
+        depth += 1 if bracket in "[{" else -1
+        if depth > deepest:
+            raise exceeded("schema_depth", limits.schema_depth, "the schema", "deeper schemas")
 
 
 def _refuse_constant(name: str) -> Any:

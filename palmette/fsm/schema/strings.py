@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from palmette.errors import UnsupportedConstraint
 from palmette.fsm.algebra import ANY_CHAR, ANY_TEXT, NEVER, And, Language, Node, Not, Words, is_never, repeat
 from palmette.fsm.budget import Budget
 from palmette.fsm.dfa import Machine, matches
-from palmette.fsm.limits import exceeded
+from palmette.fsm.limits import Limits, exceeded
 from palmette.fsm.lower import Lowering
 from palmette.fsm.parse import parse_regex
 from palmette.fsm.schema.flat import Flat
@@ -106,8 +107,13 @@ def _format(builder: Builder, place: str, name: Any) -> Node | None:
     key = "~format " + name
     found = builder.patterns.get(key)
     if found is None:
-        found = builder.patterns[key] = parse_regex(FORMATS[name], builder.limits)
+        found = builder.patterns[key] = _format_node(name, builder.limits)
     return found
+
+
+@lru_cache(maxsize=64)
+def _format_node(name: str, limits: Limits) -> Node:
+    return parse_regex(FORMATS[name], limits)
 
 
 def pattern_matches(builder: Builder, place: str, pattern: str, text: str) -> bool:

