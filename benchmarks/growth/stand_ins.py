@@ -29,6 +29,7 @@ from palmette.types import (
     SamplingParams,
     TextPiece,
     TokenEvent,
+    TokenPath,
     Usage,
 )
 
@@ -70,13 +71,15 @@ class BareScheduler:
         _, existing = tree.insert(tree.root(), path, slots, NodeState.PROVEN)
         self.memory.allocator.free(slots[:existing])
 
-    def add(self, tokens: Sequence[int], max_new: int) -> None:
+    def add(self, tokens: Sequence[int], max_new: int) -> GenerateJob:
         """Queue a request."""
         self._number += 1
         params = SamplingParams(max_new_tokens=max_new, temperature=0.0)
         output = Output(params, max_new_tokens=max_new, eos_ids=frozenset(), token_bytes=lambda token: b"x")
-        request = GenerateRequest(f"r{self._number}", tuple(tokens), params)
-        self.scheduler.add(GenerateJob(request, output, number=self._number, now=0.0), 0.0)
+        ids = tokens if isinstance(tokens, TokenPath) else tuple(tokens)
+        job = GenerateJob(GenerateRequest(f"r{self._number}", ids, params), output, number=self._number, now=0.0)
+        self.scheduler.add(job, 0.0)
+        return job
 
     def step(self) -> bool:
         """One step; False if nothing was to be done."""
@@ -98,7 +101,7 @@ class PromptBackend(ScriptedBackend):
 
     Attributes:
         encoded: tokens that came out of text.
-        handed: tokens of all prompts.
+        handed: tokens of all prompts, without what of a path it was handed before.
     """
 
     def __init__(self, reply: str = REPLY, pieces: int = 1) -> None:
@@ -114,10 +117,20 @@ class PromptBackend(ScriptedBackend):
         return ids
 
     def submit(self, request: Request, deliver: Deliver) -> None:
-        self.handed += len(request.token_ids)
+        self.handed += self._new(request.token_ids)
         name, usage = request.request_id, Usage(len(request.token_ids), 0, len(self._ids))
         events: list[Event] = [TokenEvent(name, text, tuple(text.encode())) for text in self._texts]
         deliver([*events, TokenEvent(name, finish=Finish(FinishReason.STOP, self._ids, usage=usage))])
 
     def notify(self, event: ProgramEvent) -> None:
         """Keeps none."""
+
+    def _new(self, ids: Sequence[int]) -> int:
+        """How far a backend must read that knows again what it was handed, as a note on the path tells."""
+        if not isinstance(ids, TokenPath):
+            return len(ids)
+        known: TokenPath | None = ids
+        while known is not None and known.place is not self:
+            known = known.parent
+        ids.place = self
+        return len(ids) - (0 if known is None else len(known))

@@ -18,7 +18,7 @@ from benchmarks.growth.stand_ins import TOKEN, BareScheduler, PromptBackend
 from palmette.interpreter.backends.local import Runtime
 from palmette.runtime.chat_template import ChatTemplate
 from palmette.runtime.models.tiny import tiny_model
-from palmette.types import Message, TextPiece
+from palmette.types import Message, TextPiece, TokenPath
 
 LAW = "a stream's length"
 TEXT = "What comes next?"
@@ -27,16 +27,12 @@ TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-HANDED = (
-    "interpreter/complete.py, _run_samples: every hole hands over its whole prompt, which chain.all_ids() copies "
-    "token by token (interpreter/chain.py)"
+
+COUNTING_TEMPLATE = TEMPLATE.replace("{{ m.role }}", "{{ m.role }} {{ loop.index }}")
+WHOLE = (
+    "runtime/template_locality.py: a template that may look at other messages is rendered whole for each one, since "
+    "nothing less is known to be the same"
 )
-MATCHED = (
-    "runtime: the policy probes (policy.py), attach matches (memory.py) and lock_ref walks (radix_cache.py) the path "
-    "from the root, and GenerateJob copies the prompt (request.py), also where the request before it of the same "
-    "stream ended deep in the tree"
-)
-RENDERED = "runtime/chat_template.py, role_pieces: renders the whole conversation for every message (docs/roadmap.md)"
 
 
 def rows(*, quick: bool = False) -> list[Row]:
@@ -71,8 +67,8 @@ def scripted(sizes: Sequence[int]) -> list[Row]:
     row = partial(Row, LAW, over="holes of a stream", claimed=1.0, sizes=tuple(sizes))
     return [
         row(what="text tokenized, in total", unit="tokens", costs=encoded),
-        row(what="prompts handed over, in total", unit="tokens", costs=handed, why=HANDED),
-        row(what="a stream without a model", unit="CPU us", costs=micros, why=HANDED),
+        row(what="prompts handed over, in total", unit="tokens", costs=handed),
+        row(what="a stream without a model", unit="CPU us", costs=micros),
     ]
 
 
@@ -81,40 +77,45 @@ def tiny(sizes: Sequence[int]) -> list[Row]:
     loaded = tiny_model(context_len=CONTEXT)
     with closing(_CountingRuntime(loaded, kv_tokens=CONTEXT)) as runtime:
         turns.run(count=2, backend=runtime, seed=0)  # what the first use of anything costs
-    encoded, computed, matched, passes, micros = [], [], [], [], []
+    encoded, computed, passes, micros = [], [], [], []
     for size in sizes:
         with closing(_CountingRuntime(loaded, kv_tokens=CONTEXT)) as runtime:
             micros.append(cpu_micros(partial(turns.run, count=size, backend=runtime, seed=0, temperature=0)))
             stats = runtime.stats()
         encoded.append(runtime.encoded)
         computed.append(stats.computed_prompt_tokens)
-        matched.append(stats.cached_prompt_tokens)
         passes.append(stats.steps)
     row = partial(Row, LAW, over="holes, tiny model", claimed=1.0, sizes=tuple(sizes))
     return [
         row(what="text tokenized, in total", unit="tokens", costs=tuple(encoded)),
         row(what="prompts computed, in total", unit="tokens", costs=tuple(computed)),
-        row(what="prompts matched in the tree, in total", unit="tokens", costs=tuple(matched), why=MATCHED),
         row(what="forward passes, in total", unit="passes", costs=tuple(passes)),
-        row(what="a stream on the tiny model", unit="CPU us", costs=tuple(micros), why=f"{HANDED}; {MATCHED}"),
+        row(what="a stream on the tiny model", unit="CPU us", costs=tuple(micros)),
     ]
 
 
 def scheduled(sizes: Sequence[int]) -> list[Row]:
     """The requests of such a stream, on the scheduler without a model."""
 
-    def run(size: int) -> None:
+    def run(size: int) -> int:
+        """Returns how many tokens of the prompts were read, to be matched or computed."""
         case = BareScheduler(24 * size + 64)
-        prompt = case.tokens(0)
+        path, read = TokenPath(None, ()), 0
         for _ in range(size):
-            prompt.extend(case.tokens(len(TEXT)))
-            case.add(prompt, 4)
+            path = TokenPath(path, case.tokens(len(TEXT)))
+            job = case.add(path, 4)
             case.run()
-            prompt.extend([TOKEN] * 4)
+            read += job.prompt_len - job.tokens.num_unread
+            path = TokenPath(path, [TOKEN] * 4)
+        return read
 
+    matched = tuple(run(size) for size in sizes)
     micros = sized(sizes, lambda size: cpu_micros(lambda: run(size)), 3)
-    what = "a stream's requests, without a model"
-    return [Row(LAW, what, "holes of a stream", "CPU us", 1.0, tuple(sizes), micros, why=MATCHED)]
+    row = partial(Row, LAW, over="holes of a stream", claimed=1.0, sizes=tuple(sizes))
+    return [
+        row(what="prompts read and matched, in total", unit="tokens", costs=matched),
+        row(what="a stream's requests, without a model", unit="CPU us", costs=micros),
+    ]
 
 
 def one_hole(sizes: Sequence[int]) -> list[Row]:
@@ -128,20 +129,23 @@ def one_hole(sizes: Sequence[int]) -> list[Row]:
 
 
 def conversation(sizes: Sequence[int]) -> list[Row]:
-    """The text around each message of a conversation."""
-    rendered: list[int] = []
-    for size in sizes:
-        counting = _CountingTemplate(TEMPLATE)
-        _converse(counting, size)
-        rendered.append(counting.rendered)
+    """The text around each message of a conversation, by a template of the usual kind and by one that counts turns."""
+    usual, counts = (tuple(_rendered(source, size) for size in sizes) for source in (TEMPLATE, COUNTING_TEMPLATE))
     template = ChatTemplate(TEMPLATE)
-    _converse(template, 1)  # compiled at first use
+    _converse(template, 4)  # compiled at first use
     micros = sized(sizes, lambda size: cpu_micros(lambda: _converse(template, size)), 3)
-    row = partial(Row, LAW, over="messages of a chat", claimed=1.0, sizes=tuple(sizes), why=RENDERED)
+    row = partial(Row, LAW, over="messages of a chat", claimed=1.0, sizes=tuple(sizes))
     return [
-        row(what="text rendered by the template", unit="characters", costs=tuple(rendered)),
+        row(what="text rendered by the template", unit="characters", costs=usual),
         row(what="the chat template", unit="CPU us", costs=micros),
+        row(what="text rendered, template counts turns", unit="characters", costs=counts, why=WHOLE),
     ]
+
+
+def _rendered(source: str, size: int) -> int:
+    template = _CountingTemplate(source)
+    _converse(template, size)
+    return template.rendered
 
 
 def _converse(template: ChatTemplate, size: int) -> None:

@@ -65,7 +65,7 @@ def load(name: str, dtype: str | None) -> LoadedModel:
     """The model; "tiny" is the random one of the tests, with room for long prompts of bytes."""
     if name == "tiny":
         return tiny_model(context_len=1 << 16)
-    return load_model(name) if dtype is None else load_model(name, dtype=dtype)
+    return load_model(name, dtype=dtype or "auto", cpu_kernels="auto")
 
 
 def warm_up(model: LoadedModel, options: Mapping[str, Any]) -> None:

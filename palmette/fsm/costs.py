@@ -14,7 +14,7 @@ Knows items, states and tokens; nothing of masks.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from palmette.fsm.dfa import Product
@@ -45,7 +45,7 @@ class Costs:
         self._spelled: dict[int, list[int]] = {}  # per text: fewest_tokens
         self._states: dict[int, tuple[int, int]] = {DONE: (0, 0)}  # cost, peak
         self._words: dict[tuple[Product, int, bool], bytes | None] = {}
-        self._runs: dict[int, tuple[list[int], list[int]]] = {}
+        self._runs = Runs(self.vocabulary.run_lengths)
         self._to_explore = _MAX_EXPLORED
         self._reached: dict[Product, tuple[set[int], int]] = {}  # states looked at together, and their peak
         self._slope = 0  # tokens that a bound may grow by per byte read: recursion opens rules that must be closed
@@ -150,8 +150,7 @@ class Costs:
             run = self._run_byte(part)
             if run is None:
                 return min(c * low, ENDLESS), min(s * low, ENDLESS), p + min(c * (low - 1), ENDLESS)
-            left, worst = self._run(run, low)
-            return left[low], low, worst[low - 1] + max(p, 0)
+            return self._runs.cost(run, low)[0], low, self._runs.cost(run, low - 1)[1] + max(p, 0)
         if kind == Kind.CALL:
             rule: int = arg
             return self._rules[rule]
@@ -183,15 +182,6 @@ class Costs:
                 if lengths and lengths[-1] > longest:
                     best, longest = byte, lengths[-1]
         return best
-
-    def _run(self, byte: int, length: int) -> tuple[list[int], list[int]]:
-        """Per length of a run up to at least `length`: its fewest tokens, and the most of any run not longer."""
-        left, worst = self._runs.setdefault(byte, ([0], [0]))
-        lengths = self.vocabulary.run_lengths[byte]
-        for n in range(len(left), length + 1):
-            left.append(1 + min([left[n - k] for k in lengths if k <= n]))
-            worst.append(max(worst[-1], left[-1]))
-        return left, worst
 
     def _of_machine(self, machine: Product, start: int, accepting: bool) -> Cost:
         word = self._word(machine, start, accepting=accepting)
@@ -285,6 +275,34 @@ class Costs:
                 self._rules = following
         self._rules = [(c, s, ENDLESS) for c, s, _ in solved]
         next_rules()
+
+
+class Runs:
+    """What runs of one byte cost.
+
+    Args:
+        lengths: byte -> lengths of the tokens that are runs of it, ascending, 1 among them.
+    """
+
+    def __init__(self, lengths: Mapping[int, tuple[int, ...]]) -> None:
+        self._lengths = lengths
+        self._filled: dict[int, tuple[list[int], list[int]]] = {}  # per length: fewest tokens, most of any not longer
+
+    def cost(self, byte: int, length: int) -> tuple[int, int]:
+        """The fewest tokens of a run of `length`, and the most of any run not longer.
+
+        Of the tokens of a fewest spelling, less than L are shorter than the longest one, L: among L of them some would
+        add up to a multiple of L. So from a length on, L more cost one token more, and nothing need be filled in.
+        """
+        lengths = self._lengths[byte]
+        longest = lengths[-1]
+        limit = 2 * longest * longest + longest
+        turns = max(0, -(-(length - limit) // longest))
+        left, worst = self._filled.setdefault(byte, ([0], [0]))
+        for n in range(len(left), length - turns * longest + 1):
+            left.append(1 + min([left[n - k] for k in lengths if k <= n]))
+            worst.append(max(worst[-1], left[-1]))
+        return left[length - turns * longest] + turns, worst[length - turns * longest] + turns
 
 
 def fewest_tokens(vocabulary: Vocabulary, data: bytes, of_tail: Sequence[int] = (0,)) -> list[int]:

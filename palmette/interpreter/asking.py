@@ -8,6 +8,7 @@ Here a constraint meets what stands around it: reasoning in front of the answer,
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from palmette.formats.reasoning import ReasoningFormat, reasoning_format
 from palmette.interpreter.cursor import Cursor
@@ -62,7 +63,7 @@ def ask(node: Gen, options: HoleOptions, backend: Backend, *, before: Cursor, fl
     binding = None
     if node.constraint is not None and node.constraint.binding is not None:
         binding = node.constraint.binding.in_family(backend.capabilities.chat_template)
-    params = options.sampling_params()
+    params = _sampling_params(options)
     spec = None if binding is None else binding.spec
     stops = () if binding is None else binding.stop
     asked = Ask(flushed, params, spec, binding)
@@ -76,6 +77,17 @@ def ask(node: Gen, options: HoleOptions, backend: Backend, *, before: Cursor, fl
     if asked.spec is spec:  # the text is the constraint's from its first character on
         return replace(asked, params=replace(params, stop=tuple(dict.fromkeys((*params.stop, *stops)))))
     return replace(asked, ends=stops)
+
+
+@lru_cache(maxsize=1024)
+def laid_over(options: HoleOptions, base: HoleOptions) -> HoleOptions:
+    """`options.over(base)`; holes that want the same share it, since thousands may be in flight."""
+    return options.over(base)
+
+
+@lru_cache(maxsize=1024)
+def _sampling_params(options: HoleOptions) -> SamplingParams:
+    return options.sampling_params()
 
 
 def _reasoned(asked: Ask, form: ReasoningFormat, budget: int | None) -> Ask:

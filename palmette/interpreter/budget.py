@@ -32,6 +32,8 @@ class Budget:
 class Purse:
     """What is left of a Budget. Lives on the executor's loop."""
 
+    __slots__ = ("_calls", "_changed", "_reserved", "_tokens")
+
     def __init__(self, budget: Budget) -> None:
         self._tokens = budget.tokens
         self._calls = budget.calls

@@ -31,7 +31,7 @@ async def choose(stream: Stream, node: Select, hole: Hole) -> None:
     trie, paths = build_trie(tails)
     request = ScoreRequest(
         request_id=run.executor.next_request_id(),
-        token_ids=cursor.chain.all_ids(),
+        token_ids=cursor.chain,
         trie=trie,
         unconditional=rule.needs_unconditional,
         hints=next_hints(stream),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from palmette.errors import ProgramError
-from palmette.interpreter.asking import Ask, ask
+from palmette.interpreter.asking import Ask, ask, laid_over
 from palmette.interpreter.cursor import Cursor
 from palmette.interpreter.executor import Generated
 from palmette.interpreter.hole import Filled, Hole
@@ -31,7 +32,7 @@ async def complete(stream: Stream, node: Gen, holes: dict[str, Hole]) -> None:
     """
     run = stream.run
     hole = holes[node.name or ""]
-    options = node.options.over(run.options)
+    options = laid_over(node.options, run.options)
     before = stream.cursor
     stream.cursor = with_prompt(before, run.backend)
     asked = ask(node, options, run.backend, before=before, flushed=stream.cursor)
@@ -43,7 +44,13 @@ async def complete(stream: Stream, node: Gen, holes: dict[str, Hole]) -> None:
     samples = [Generated() for _ in range(n)]
     sink = _TextSink(stream, hole, holes, asked.text())
     try:
-        ids = await _run_samples(stream, options, asked, hole, samples, sink)
+        requests = _requests(stream, options, asked, hole, n)
+        shows = [sink.feed] + [_ignore] * (n - 1)
+        jobs = [
+            run.executor.generate(run.backend, request, show, sample)
+            for request, show, sample in zip(requests, shows, samples, strict=True)
+        ]
+        await (jobs[0] if n == 1 else _all_of(jobs))
     finally:
         used = sum(s.sampled for s in samples)
         run.purse.settle(granted, used)
@@ -62,7 +69,7 @@ async def complete(stream: Stream, node: Gen, holes: dict[str, Hole]) -> None:
         run.records.append(
             HoleRecord(stream.path, hole.index, node.name, index, finish.token_ids, written, finish.reason.value)
         )
-    infos = [_info(run.backend, i, s, options, asked) for i, s in zip(ids, samples, strict=True)]
+    infos = [_info(run.backend, r.request_id, s, options, asked) for r, s in zip(requests, samples, strict=True)]
     first = samples[0]
     stream.cursor = _advance(asked.cursor, first)
     if sink.thoughts is not None:
@@ -99,17 +106,16 @@ def next_hints(stream: Stream) -> Hints:
     return replace(hints, last_use=True) if stream.is_last_use else hints
 
 
-async def _run_samples(
-    stream: Stream, options: HoleOptions, asked: Ask, hole: Hole, samples: list[Generated], sink: _TextSink
-) -> list[str]:
+def _requests(stream: Stream, options: HoleOptions, asked: Ask, hole: Hole, n: int) -> list[GenerateRequest]:
+    """One for each sample. The prompt is the chain itself: nobody copies it."""
     run = stream.run
-    prompt = asked.cursor.chain.all_ids()
+    prompt = asked.cursor.chain
     hints = next_hints(stream)
-    if len(samples) > 1 and not hints.siblings:
-        hints = replace(hints, shared_len=len(prompt), siblings=len(samples))
+    if n > 1 and not hints.siblings:
+        hints = replace(hints, shared_len=len(prompt), siblings=n)
     seed = run.seed if options.seed is None else options.seed
     path = stream.path if options.seed is None else ()
-    requests = [
+    return [
         GenerateRequest(
             request_id=run.executor.next_request_id(),
             token_ids=prompt,
@@ -121,27 +127,23 @@ async def _run_samples(
             timeout=options.timeout,
             constraint=asked.spec,
         )
-        for index in range(len(samples))
+        for index in range(n)
     ]
-    shows = [sink.feed] + [_ignore] * (len(samples) - 1)
-    jobs = [
-        run.executor.generate(run.backend, request, show, sample)
-        for request, show, sample in zip(requests, shows, samples, strict=True)
-    ]
-    if len(jobs) == 1:
-        await jobs[0]
-    else:
-        tasks = [asyncio.ensure_future(job) for job in jobs]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:  # one sample failed or the hole was cancelled: the others are of no use
-                task.cancel()
-    return [request.request_id for request in requests]
+
+
+async def _all_of(jobs: list[Coroutine[Any, Any, Generated]]) -> None:
+    tasks = [asyncio.ensure_future(job) for job in jobs]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:  # one sample failed or the hole was cancelled: the others are of no use
+            task.cancel()
 
 
 class _TextSink:
     """Where the text of the first sample goes while it comes: to the transcript, the hole, and the reasoning's hole."""
+
+    __slots__ = ("_hole", "_stream", "text", "thoughts")
 
     def __init__(self, stream: Stream, hole: Hole, holes: dict[str, Hole], text: HoleText) -> None:
         self.text = text

@@ -12,11 +12,13 @@ import itertools
 import threading
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from palmette.errors import Cancelled, HoleTimeout, PalmetteError
+from palmette.interpreter.promise import Promise
 from palmette.types import (
     Backend,
     EmbedEvent,
@@ -39,6 +41,44 @@ class LiveRun(Protocol):
     def cancel(self, error: PalmetteError) -> None: ...
 
 
+class _Started(Promise[T]):
+    """What a coroutine on the loop will have returned."""
+
+    __slots__ = ("_coroutine", "_loop", "_task")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> None:
+        super().__init__(self._stop)
+        self._loop = loop
+        self._coroutine: Coroutine[Any, Any, T] | None = coroutine
+        self._task: asyncio.Task[T] | None = None
+
+    def begin(self) -> None:
+        coroutine, self._coroutine = self._coroutine, None
+        assert coroutine is not None, "begun twice"
+        if self.done():  # cancelled before
+            coroutine.close()
+            return
+        self._task = self._loop.create_task(coroutine)
+        self._task.add_done_callback(self._take)
+
+    def _take(self, task: asyncio.Task[T]) -> None:
+        self._task = None
+        if task.cancelled():
+            self._end(None, CancelledError())
+        elif (error := task.exception()) is not None:
+            self._end(None, error)
+        else:
+            self._end(task.result(), None)
+
+    def _stop(self) -> None:
+        with suppress(RuntimeError):  # the loop is closed, and the task with it
+            self._loop.call_soon_threadsafe(self._cancel_task)
+
+    def _cancel_task(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+
 @dataclass(slots=True)
 class Generated:
     """What a generate request came to."""
@@ -47,6 +87,25 @@ class Generated:
     token_ids: list[int] = field(default_factory=list)  # all that were sampled, kept or not
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: Finish = Finish(FinishReason.FAILED)
+
+    def take(self, event: Event, on_text: Callable[[str], None]) -> Generated | None:
+        """Take in an event; itself with the last.
+
+        Raises:
+            PalmetteError: what the backend failed or cancelled the request with.
+        """
+        assert isinstance(event, TokenEvent), f"a generate request was answered by {event!r}"
+        self.token_ids.extend(event.token_ids)
+        self.logprobs.extend(event.logprobs)
+        if event.text:
+            self.text += event.text
+            on_text(event.text)
+        if event.finish is None:
+            return None
+        self.finish = event.finish
+        if not self.is_finished:
+            raise event.finish.error or Cancelled(f"the request was {event.finish.reason}")
+        return self
 
     @property
     def sampled(self) -> int:
@@ -57,13 +116,32 @@ class Generated:
         return self.finish.reason in (FinishReason.STOP, FinishReason.LENGTH)
 
 
+class _Route(Generic[T]):
+    """Where a request's events go: to `handle`, until it returns something or raises."""
+
+    __slots__ = ("done", "handle")
+
+    def __init__(self, done: asyncio.Future[T], handle: Callable[[Event], T | None]) -> None:
+        self.done, self.handle = done, handle
+
+    def take(self, event: Event) -> None:
+        try:
+            result = self.handle(event)
+        except Exception as error:  # noqa: BLE001 - the waiting hole raises it
+            if not self.done.done():
+                self.done.set_exception(error)
+            return
+        if result is not None and not self.done.done():
+            self.done.set_result(result)
+
+
 class Executor:
     """Starts its thread at first use; `close` ends every program it runs."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
         self.live: set[LiveRun] = set()
-        self._handlers: dict[str, Callable[[Event], None]] = {}
+        self._handlers: dict[str, _Route[Any]] = {}
         self._name = uuid.uuid4().hex[:12]
         self._numbers = itertools.count()
         self._thread = threading.Thread(target=self._main, name="palmette-executor", daemon=True)
@@ -87,8 +165,10 @@ class Executor:
             self.loop.call_soon_threadsafe(function, *args)
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Run a coroutine on the loop."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        """Run a coroutine on the loop; cancelling what this returns cancels it."""
+        started = _Started(self.loop, coroutine)
+        self.loop.call_soon_threadsafe(started.begin)
+        return started
 
     def next_request_id(self) -> str:
         """An id that no other request of any executor has; safe from any thread, since `count` is one step."""
@@ -105,29 +185,16 @@ class Executor:
 
     # -- on the loop --
 
-    async def generate(
+    def generate(
         self, backend: Backend, request: GenerateRequest, on_text: Callable[[str], None], progress: Generated
-    ) -> None:
-        """Submit, follow, and fill `progress`; cancelling this coroutine cancels the request.
+    ) -> Coroutine[Any, Any, Generated]:
+        """Submit, follow, and fill `progress`; cancelling what this returns cancels the request.
 
         Raises:
             HoleTimeout: request.timeout ran out.
             PalmetteError: what the backend failed or cancelled the request with.
         """
-
-        def handle(event: Event) -> Finish | None:
-            assert isinstance(event, TokenEvent), f"a generate request was answered by {event!r}"
-            progress.token_ids.extend(event.token_ids)
-            progress.logprobs.extend(event.logprobs)
-            if event.text:
-                progress.text += event.text
-                on_text(event.text)
-            return event.finish
-
-        finish = await self._follow(backend, request, handle)
-        progress.finish = finish
-        if not progress.is_finished:
-            raise finish.error or Cancelled(f"the request was {finish.reason}")
+        return self._follow(backend, request, lambda event: progress.take(event, on_text))
 
     async def score(self, backend: Backend, request: ScoreRequest) -> ScoreEvent:
         """Submit a score request and wait for its one event."""
@@ -155,23 +222,16 @@ class Executor:
 
     async def _follow(self, backend: Backend, request: Request, handle: Callable[[Event], T | None]) -> T:
         """Wait until `handle` returns something for one of the request's events."""
-        done: asyncio.Future[T] = self.loop.create_future()
-
-        def route(event: Event) -> None:
-            try:
-                result = handle(event)
-            except Exception as error:  # noqa: BLE001 - the waiting hole raises it
-                if not done.done():
-                    done.set_exception(error)
-                return
-            if result is not None and not done.done():
-                done.set_result(result)
-
+        route: _Route[T] = _Route(self.loop.create_future(), handle)
         self._handlers[request.request_id] = route
         try:
             backend.submit(request, self._deliver)
+            if request.timeout is None:
+                return await route.done
             async with asyncio.timeout(request.timeout):
-                return await done
+                return await route.done
+        except HoleTimeout:
+            raise  # the backend's own
         except TimeoutError as error:
             backend.cancel(request.request_id)
             raise HoleTimeout(f"not filled within {request.timeout} s") from error
@@ -191,7 +251,7 @@ class Executor:
         for event in events:
             handler = self._handlers.get(event.request_id)
             if handler is not None:  # None: cancelled here, while the event was on its way
-                handler(event)
+                handler.take(event)
 
     def _main(self) -> None:
         asyncio.set_event_loop(self.loop)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from palmette.interpreter.promise import Promise
 from palmette.types import FinishReason, Usage
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ class Hole:
         self.name = name
         self.node = node  # the IR node, for its source position
         self.index = index  # counts the holes of its stream; part of the key of every draw
-        self.future: Future[Filled] = Future()
+        self.future: Promise[Filled] = Promise()
         self._lock = threading.Lock()
         self._pieces: list[str] = []
         self._subscribers: list[Callable[[object], None]] = []
@@ -130,15 +131,20 @@ async def awaited(future: Future[T]) -> T:
     """Await a thread-safe future on this loop; cancelling the waiter leaves the future alone."""
     if not future.done():
         loop = asyncio.get_running_loop()
-        woken = asyncio.Event()
+        woken = loop.create_future()
 
         def wake(_: Future[T]) -> None:
             with suppress(RuntimeError):  # the waiter's loop is closed
-                loop.call_soon_threadsafe(woken.set)
+                loop.call_soon_threadsafe(_wake, woken)
 
         future.add_done_callback(wake)
-        await woken.wait()
+        await woken
     return future.result()
+
+
+def _wake(woken: asyncio.Future[None]) -> None:
+    if not woken.done():  # else the waiter was cancelled
+        woken.set_result(None)
 
 
 def filled_hole(name: str, value: Any) -> Hole:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from palmette.errors import PalmetteError, ProgramError
 from palmette.interpreter.cursor import Cursor
 from palmette.interpreter.hole import Hole
+from palmette.interpreter.names import Names
 from palmette.ir import Fork, Node
 
 if TYPE_CHECKING:  # a stream's queue holds items: types only
@@ -32,7 +33,7 @@ class Item:
 class SavePoint:
     """What a rollback restores: names at once, the rest, known when the checkpoint was executed, on the loop."""
 
-    names: dict[str, Hole]
+    names: Names | None  # None = there were none
     seq: int = -1  # of the checkpoint's item; the author's side
     cursor: Cursor | None = None
     scope_starts: tuple[tuple[str, int], ...] = ()

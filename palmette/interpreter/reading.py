@@ -34,6 +34,8 @@ class HoleText:
         matched: the character that ended the answer, once one did.
     """
 
+    __slots__ = ("_ends", "_shown", "_skip", "_splitter", "answer", "matched", "thought")
+
     def __init__(
         self, prefix_len: int, splitter: ReasoningSplitter | None, ends: tuple[str, ...], shown: TextFilter | None
     ) -> None:

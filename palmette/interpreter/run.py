@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -11,6 +10,7 @@ from palmette.errors import BudgetExceeded, Cancelled, InvalidOption, PalmetteEr
 from palmette.interpreter.budget import Budget, Purse
 from palmette.interpreter.executor import Executor
 from palmette.interpreter.hole import awaited
+from palmette.interpreter.promise import Promise
 from palmette.ir import HoleOptions, StreamPath
 from palmette.types import Backend, ProgramEnded, Usage
 
@@ -37,6 +37,25 @@ class HoleRecord:
 class ProgramRun:
     """Options, seed, budget and usage of one program instance, and its live streams."""
 
+    __slots__ = (
+        "_clock",
+        "backend",
+        "body_error",
+        "budget",
+        "executor",
+        "namespace",
+        "options",
+        "over",
+        "program_id",
+        "purse",
+        "records",
+        "ret_value",
+        "roles",
+        "seed",
+        "streams",
+        "usage",
+    )
+
     def __init__(
         self,
         executor: Executor,
@@ -57,13 +76,13 @@ class ProgramRun:
         self.roles = roles
         self.namespace = namespace
         self.program_id = executor.next_request_id()
-        self.usage = Usage()
+        self.usage = _NO_USAGE
         self.records: list[HoleRecord] = []
         self.streams: dict[StreamPath, Stream] = {}
         self.ret_value: Any = None  # of the body
         self.body_error: BaseException | None = None
-        self.over: Future[None] = Future()  # done when the body returned and every stream settled
-        self.budget = budget or Budget()
+        self.over: Promise[None] = Promise()  # done when the body returned and every stream settled
+        self.budget = budget or _NO_BUDGET
         self.purse = Purse(self.budget)
         self._clock: asyncio.TimerHandle | None = None
         executor.call(self._begin)
@@ -134,3 +153,6 @@ class ProgramRun:
             }
             for r in ordered
         ]
+
+
+_NO_BUDGET, _NO_USAGE = Budget(), Usage()  # frozen: one for all runs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from palmette.errors import (
@@ -42,8 +42,11 @@ if TYPE_CHECKING:  # stream.py calls execute: types only
     from palmette.interpreter.stream import Stream
 
 
-async def execute(stream: Stream, item: Item) -> None:
-    """Execute one item; what it raises fails the item's holes and the stream."""
+def execute(stream: Stream, item: Item) -> Awaitable[None] | None:
+    """Execute one item, or return what is to be awaited for it; what it raises fails the item's holes and the stream.
+
+    No coroutine of its own: it would be held by every hole that is being filled.
+    """
     match item.node:
         case None | SetVariable():
             pass
@@ -51,9 +54,9 @@ async def execute(stream: Stream, item: Item) -> None:
             stream.cursor = stream.cursor.add(text)
             stream.transcript.emit(text)
         case Gen():
-            await complete(stream, item.node, item.holes)
+            return complete(stream, item.node, item.holes)
         case Select():
-            await choose(stream, item.node, item.holes[item.node.name or ""])
+            return choose(stream, item.node, item.holes[item.node.name or ""])
         case RoleBegin(role=role):
             _begin_role(stream, role)
         case RoleEnd(role=role):
@@ -70,13 +73,14 @@ async def execute(stream: Stream, item: Item) -> None:
         case Fork():
             _fork(stream, item)
         case Join():
-            await _join(stream, item)
+            return _join(stream, item)
         case Checkpoint():
             _checkpoint(stream, item)
         case Rollback():
             _rollback(stream, item)
         case other:
             raise UnsupportedFeature(type(other).__name__, "this node cannot be run")
+    return None
 
 
 # -- roles ---------------------------------------------------------------------------------------------------------
@@ -133,10 +137,9 @@ def _rerendered(stream: Stream, role: str) -> tuple[Cursor, RolePieces]:
 def _fork(stream: Stream, item: Item) -> None:
     run = stream.run
     stream.cursor = base = stream.cursor.flush(run.backend)
-    base.chain.share()
     size = sum(not branch.cancelled for branch in item.branches)
     if size > 1 and base.chain.length:
-        run.backend.notify(ForkDeclared(run.program_id, base.chain.all_ids(), size, run.namespace))
+        run.backend.notify(ForkDeclared(run.program_id, base.chain, size, run.namespace))
     hints = Hints(program=run.program_id, shared_len=base.chain.length, siblings=size if size > 1 else 0)
     for branch in item.branches:
         branch.release(base, hints)
@@ -217,7 +220,7 @@ def tell_unused(run: ProgramRun, branches: Iterable[Stream]) -> None:
     for branch in unused:
         branch.hints = Hints(program=run.program_id)
     if unused and (base := unused[0].fork_base) is not None and base.chain.length:
-        run.backend.notify(BranchesEnded(run.program_id, base.chain.all_ids(), len(unused), run.namespace))
+        run.backend.notify(BranchesEnded(run.program_id, base.chain, len(unused), run.namespace))
 
 
 # -- checkpoints ---------------------------------------------------------------------------------------------------

@@ -26,6 +26,8 @@ from palmette.errors import (
 from palmette.interpreter.cursor import Cursor
 from palmette.interpreter.hole import Hole, filled_hole
 from palmette.interpreter.item import Item, SavePoint, hole_name, settle
+from palmette.interpreter.names import Names
+from palmette.interpreter.promise import Promise
 from palmette.interpreter.run import MAX_BRANCHES, ProgramRun
 from palmette.interpreter.steps import execute, tell_unused
 from palmette.interpreter.support import check_supported
@@ -48,11 +50,42 @@ from palmette.ir import (
 )
 from palmette.types import Hints
 
+_HOLE, _FORK, _CHECKPOINT, _ITEM = range(4)  # what a stream counts
+
 
 class Stream:
     """One line of tokens being written; a fork makes more."""
 
-    def __init__(self, run: ProgramRun, path: StreamPath = (), names: dict[str, Hole] | None = None) -> None:
+    __slots__ = (
+        "_children",
+        "_counts",
+        "_current",
+        "_defined",
+        "_ended",
+        "_held",
+        "_inherited",
+        "_lock",
+        "_named",
+        "_names",
+        "_pumping",
+        "_queue",
+        "_savepoints",
+        "_scopes",
+        "_task",
+        "cancelled",
+        "cursor",
+        "error",
+        "error_was_read",
+        "fork_base",
+        "hints",
+        "path",
+        "run",
+        "scope_starts",
+        "text_is_dropped",
+        "transcript",
+    )
+
+    def __init__(self, run: ProgramRun, path: StreamPath = (), names: Names | None = None) -> None:
         self.run = run
         self.path = path
         self.cursor = Cursor()
@@ -66,13 +99,14 @@ class Stream:
         self.hints = Hints(program=run.program_id)  # of the next request; a branch's first one names its siblings
 
         self._lock = threading.Lock()
-        self._queue: deque[Item] = deque()
-        self._names: dict[str, Hole] = dict(names or {})
-        self._inherited = frozenset(self._names)
+        self._queue: deque[Item] | None = None  # None = empty: a deque takes 760 bytes
+        self._names = Names(names)
+        self._inherited = names  # the parent's at the fork
+        self._defined: dict[str, None] = {}  # names that a branch defined, in order
         self._named: dict[str, Future[Hole]] = {}  # observers waiting for a name to be appended
         self._scopes: list[str] = []
         self._savepoints: dict[int, SavePoint] = {}
-        self._counts = {"hole": 0, "fork": 0, "checkpoint": 0, "item": 0}
+        self._counts = [0, 0, 0, 0]  # of holes, forks, checkpoints, items
         self._children: list[tuple[int, Stream]] = []  # with the seq of their fork
         self._ended: str | None = None
         self._held = bool(path)  # a branch starts when its fork was executed
@@ -93,7 +127,7 @@ class Stream:
         holes: dict[str, Hole] = {}
         hole: Hole | None = None
         if isinstance(node, Gen | Select):
-            hole = Hole(node.name, node, self._count("hole"))
+            hole = Hole(node.name, node, self._count(_HOLE))
             holes[node.name or ""] = hole
             if isinstance(node, Gen) and node.reasoning is not None and node.name:
                 name = f"{node.name}_reasoning_content"
@@ -118,9 +152,9 @@ class Stream:
         if len(self.run.streams) + size > MAX_BRANCHES:
             raise InvalidOption("fork", size, f"at most {MAX_BRANCHES} live branches in one program").at(source=source)
         self._check_open(source)
-        index = self._count("fork")
+        index = self._count(_FORK)
         with self._lock:
-            names = dict(self._names)
+            names = self._names.share()
         branches = [Stream(self.run, (*self.path, index, i), names) for i in range(size)]
         item = self._push(Fork(index, size, source), branches=branches)
         with self._lock:
@@ -141,9 +175,9 @@ class Stream:
         self._push(node, holes={name: Hole(name, node, -1) for name in names}, branches=branches)
 
     def checkpoint(self, source: SourcePos | None) -> int:
-        index = self._count("checkpoint")
+        index = self._count(_CHECKPOINT)
         with self._lock:
-            save = SavePoint(dict(self._names))
+            save = SavePoint(self._names.share())
         save.seq = self._push(Checkpoint(index, source), save=save).seq
         self._savepoints[index] = save
         return index
@@ -158,7 +192,7 @@ class Stream:
         with self._lock:
             while self._queue and self._queue[-1].seq > save.seq:
                 dropped.append(self._queue.pop())
-            self._names = dict(save.names)
+            self._names = Names(save.names)
             if self._current is not None and self._current.seq > save.seq:
                 self._current.dropped = True
             branches = [branch for seq, branch in self._children if seq > save.seq]
@@ -177,14 +211,15 @@ class Stream:
 
     def barrier(self) -> Future[None]:
         """Done when everything appended so far was executed, or failed; an ended stream has barriers too."""
-        done: Future[None] = Future()
+        done: Promise[None] = Promise()
         self._push(None, done=done)
         return done
 
     def own_names(self) -> list[str]:
         """Names that the parent did not have at the fork."""
         with self._lock:
-            return [name for name in self._names if name not in self._inherited]
+            inherited = self._inherited or Names()
+            return [name for name in self._defined if name in self._names and name not in inherited]
 
     def read(self, name: str) -> Any:
         """The value of a hole; blocks until that hole is filled, and no longer.
@@ -226,7 +261,7 @@ class Stream:
         if not self.text_is_dropped or self._ended is None:
             return False
         with self._lock:
-            return not any(isinstance(item.node, Gen | Select | Fork | Rollback) for item in self._queue)
+            return not any(isinstance(item.node, Gen | Select | Fork | Rollback) for item in self._queue or ())
 
     def names(self) -> list[str]:
         with self._lock:
@@ -246,13 +281,14 @@ class Stream:
         """The hole of that name as soon as the program appends it; if it ends without, what it failed with, or
         UnknownHole."""
         with self._lock:
-            if name in self._names:
-                found: Future[Hole] = Future()
-                found.set_result(self._names[name])
+            hole = self._names.get(name)
+            if hole is not None:
+                found: Promise[Hole] = Promise()
+                found.set_result(hole)
                 return found
             if not self.run.is_over:
-                return self._named.setdefault(name, Future())
-        failed: Future[Hole] = Future()
+                return self._named.setdefault(name, Promise())
+        failed: Promise[Hole] = Promise()
         failed.set_exception(self.run.failure or self._unknown(name))
         return failed
 
@@ -300,10 +336,16 @@ class Stream:
     ) -> Item:
         if node is not None:
             self._check_open(node.source)
-        item = Item(self._count("item"), node, holes or {}, tuple(branches), save, done)
+        item = Item(self._count(_ITEM), node, holes or {}, tuple(branches), save, done)
         with self._lock:
+            if self._queue is None:
+                self._queue = deque()
             self._queue.append(item)
-            self._names.update((name, hole) for name, hole in item.holes.items() if name)
+            for name, hole in item.holes.items():
+                if name:
+                    self._names[name] = hole
+                    if self.path:
+                        self._defined[name] = None
             found = [(f, item.holes[n]) for n, f in self._named.items() if n in item.holes]
             for name in item.holes:
                 self._named.pop(name, None)
@@ -315,7 +357,7 @@ class Stream:
             self.run.executor.call(self._start)
         return item
 
-    def _count(self, what: str) -> int:
+    def _count(self, what: int) -> int:
         with self._lock:
             number = self._counts[what]
             self._counts[what] = number + 1
@@ -327,7 +369,7 @@ class Stream:
         """A branch starts: its fork was executed."""
         self.cursor = self.fork_base = base
         self.hints = hints
-        self.transcript.begin(base.text_from(0))
+        self.transcript.begin(base)
         self._unhold()
 
     def abort(self, error: PalmetteError) -> None:
@@ -385,9 +427,13 @@ class Stream:
                     self._task = None
                     return
                 item = self._current = self._queue.popleft()
+                if not self._queue:
+                    self._queue = None
             try:
                 if self.error is None or isinstance(item.node, Rollback):
-                    await execute(self, item)
+                    rest = execute(self, item)
+                    if rest is not None:
+                        await rest
                 error = self.error
             except asyncio.CancelledError:
                 asyncio.current_task().uncancel()  # type: ignore[union-attr]

@@ -5,11 +5,14 @@ Lives on the executor's loop. What a rollback undoes was shown all the same.
 
 from __future__ import annotations
 
+from palmette.interpreter.cursor import Cursor
 from palmette.interpreter.hole import Filled, Hole
 
 
 class Transcript:
     """Deals text out to watchers. A watcher is a hole without a value, whose pieces are the text."""
+
+    __slots__ = ("_shown", "_watchers")
 
     def __init__(self) -> None:
         self._watchers: list[Hole] = []
@@ -20,10 +23,12 @@ class Transcript:
         for watcher in self._watchers:
             watcher.push(text)
 
-    def begin(self, text: str) -> None:
-        """A branch starts behind `text`, which is its own too."""
-        for watcher in self._watchers:
-            watcher.push(text)
+    def begin(self, base: Cursor) -> None:
+        """A branch starts behind the text of `base`, which is its own too. Joins that text only if somebody watches."""
+        if self._watchers:
+            text = base.text_from(0)
+            for watcher in self._watchers:
+                watcher.push(text)
 
     def settled(self) -> None:
         """The node that emitted was executed: its text is in the cursor, or dropped."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from palmette.errors import InvalidOption, PromptTooLong
 from palmette.runtime.choice_trie import trie_depth, trie_problem
-from palmette.types import GenerateRequest, Request, ScoreRequest
+from palmette.types import GenerateRequest, Request, ScoreRequest, TokenPath
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +68,8 @@ class Limits:
         return num_tokens + -num_tokens % self.page_size
 
     def _check_ids(self, name: str, ids: Iterable[int]) -> None:
+        if isinstance(ids, TokenPath) and ids.low >= 0 and ids.high < self.vocab_size:
+            return  # it knows its bounds: nobody reads it again for every hole
         listed = ids if isinstance(ids, tuple) else tuple(ids)
         if listed and (min(listed) < 0 or max(listed) >= self.vocab_size):
             wrong = next(token for token in listed if not 0 <= token < self.vocab_size)

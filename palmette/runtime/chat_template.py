@@ -6,6 +6,10 @@ Knows Jinja text and messages. Does not know tokens, and makes up no template wh
 
 What a stream already holds never changes, so rendering one more message must begin with the rendering of those before
 it, and each message's content must stand in it as it was given.
+
+Where a template is known to write a message by that message and the first alone (template_locality.py), those between
+the first and the last are left out, so that a conversation costs what it says and not its square. Whenever the number
+of messages is a power of two both are rendered and must agree.
 """
 
 from __future__ import annotations
@@ -84,6 +88,19 @@ class ChatTemplate:
             NoChatTemplate, TemplateError: as `render`.
             TemplateNotIncremental: an earlier message is rendered differently once this one follows.
         """
+        count = len(messages)
+        if count < 3 or not self._is_local:
+            return self._role_pieces(messages, role)
+        try:
+            pieces = self._role_pieces((messages[0], messages[-1]), role)
+        except TemplateError:
+            return self._role_pieces(messages, role)  # which names the message by its place
+        if count & (count - 1) == 0 and pieces != (whole := self._role_pieces(messages, role)):
+            self._is_local = False
+            return whole
+        return pieces
+
+    def _role_pieces(self, messages: Sequence[Message], role: str) -> RolePieces:
         opened = self._render_open(messages, role)
         if messages:
             self._check_verbatim(messages)
@@ -136,6 +153,13 @@ class ChatTemplate:
         from palmette.runtime.template_sandbox import CompiledTemplate
 
         return CompiledTemplate(self.source)
+
+    @cached_property
+    def _is_local(self) -> bool:
+        """Is a message behind the first written the same whatever stands between the two?"""
+        from palmette.runtime.template_locality import depends_on_its_message_alone  # jinja2, as above
+
+        return self.source is not None and depends_on_its_message_alone(self.source)
 
     def _render_open(self, messages: Sequence[Message], role: str) -> tuple[str, str]:
         """The rendering before and behind an open message's content."""

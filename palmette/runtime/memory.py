@@ -7,15 +7,15 @@ Knows which slots a job holds. Does not know queues, steps or tensors.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable
 
 from palmette.runtime.allocator import PageAllocator
 from palmette.runtime.choice_trie import TriePass
-from palmette.runtime.radix_cache import Probe, RadixCache
-from palmette.runtime.radix_node import TOKEN_CODE, NodeState, RadixNode
+from palmette.runtime.radix_cache import Place, Probe, RadixCache
+from palmette.runtime.radix_node import NodeState, RadixNode
 from palmette.runtime.request import EmbedJob, Job, ScoreJob
-from palmette.types import ForkDeclared, ProgramEnded, ProgramEvent
+from palmette.runtime.tokens import Tokens
+from palmette.types import ForkDeclared, ProgramEnded, ProgramEvent, TokenPath
 
 _NOWHERE = Probe(None, 0, 0)
 
@@ -60,17 +60,27 @@ class KVMemory:
         """Where the job's tokens leave the tree now."""
         if not self._shares:
             return _NOWHERE
-        job.probe = self.tree.probe(job.namespace, job.tokens, job.match_limit, job.probe)
+        last = job.probe
+        if last is None or last.node is None or last.node.depth != last.depth:
+            node = self._resumed(job.prompt, job.namespace, job.tokens, job.match_limit)
+            last = None if node is None else Probe(node, node.depth, node.depth)
+        job.probe = self.tree.probe(job.namespace, job.tokens, job.match_limit, last)
         return job.probe
 
     def attach(self, job: Job) -> None:
         """Lock the job's longest cached prefix."""
-        job.node = self.tree.root(job.namespace)
-        self.tree.lock_ref(job.node)
+        tree, limit = self.tree, job.match_limit
+        node = None
+        if self._shares and limit >= self.page_size:
+            node = self._resumed(job.prompt, job.namespace, job.tokens, limit) or tree.root(job.namespace)
+            node = tree.match_prefix(node, job.tokens, limit, job.hints.program).node
+        job.node = node or tree.root(job.namespace)
+        tree.lock_ref(job.node)
+        job.unwritten = (0, tree.path_slots(job.node)) if job.node.depth else None
         job.computed_len = 0
         job.extend_end = len(job.tokens)
         job.is_proven = False
-        self.advance(job)
+        self._has_computed(job)
 
     def advance(self, job: Job) -> None:
         """Take over what the tree has learned of the job's tokens since: its own copies of them go back."""
@@ -89,10 +99,7 @@ class KVMemory:
             job.unwritten = (node.depth, match.slots)
         else:
             job.unwritten[1].extend(match.slots)
-        if job.computed_len < match.node.depth:
-            if job.is_first_run:
-                job.cached += max(0, min(match.node.depth, job.prompt_len) - job.computed_len)
-            job.computed_len = match.node.depth
+        self._has_computed(job)
 
     def held_end(self, job: Job) -> int:
         """The job has slots for tokens[:this]."""
@@ -158,6 +165,9 @@ class KVMemory:
             del job.tail[:size]
             self._move(job, last)
             node = last
+        self.tree.join_up(node)
+        if job.prompt is not None:
+            job.prompt.place = self.tree.place(node, job.prompt_len)
         self.drop(job)
         if ends and self._listens and job.hints.last_use:
             self.tree.hints.last_use(node, job.hints.program)
@@ -197,8 +207,12 @@ class KVMemory:
         root = self.tree.try_root(event.namespace)
         if root is None:
             return  # nothing is cached: the first sibling that reaches the fork announces it
-        tokens = array(TOKEN_CODE, event.token_ids)
-        node = self.tree.match_prefix(root, tokens, len(tokens), event.program).node
+        tokens, size = Tokens(event.token_ids), len(event.token_ids)
+        path = event.token_ids if isinstance(event.token_ids, TokenPath) else None
+        node = self._resumed(path, event.namespace, tokens, size) or root
+        node = self.tree.match_prefix(node, tokens, size, event.program).node
+        if path is not None:
+            path.place = self.tree.place(node, size)
         if isinstance(event, ForkDeclared):
             self.tree.hints.expect(node, event.program, event.siblings)
         else:
@@ -215,9 +229,9 @@ class KVMemory:
         if node.depth < shared_len or shared_len == 0:
             return
         job.fork_marked = True
+        self._mark_fork(job)
         if not self.tree.hints.arrived(node, hints.program):
-            fork = self.tree.match_prefix(self.tree.root(job.namespace), job.tokens, shared_len, hints.program).node
-            self.tree.hints.expect(fork, hints.program, hints.siblings - 1)
+            self.tree.hints.expect(self.tree.cut_at(node, shared_len), hints.program, hints.siblings - 1)
 
     def flush(self) -> None:
         """Forget every prefix that nobody is using."""
@@ -248,6 +262,37 @@ class KVMemory:
         assert len(free) + len(cached) + len(held) == self.allocator.num_slots, "a slot leaked"
 
     # -- private -----------------------------------------------------------------------------------------------
+
+    def _resumed(self, path: TokenPath | None, namespace: str, tokens: Tokens, limit: int) -> RadixNode | None:
+        """Where a match of `tokens`, whose prompt is `path`, can begin: its latest place that is still there."""
+        if not self._shares or limit < self.page_size:
+            return None
+        while path is not None:
+            if isinstance(path.place, Place):
+                node = self.tree.resume(namespace, path.place, tokens, limit)
+                if node is not None:
+                    return node
+                path.place = None
+            path = path.parent
+        return None
+
+    def _mark_fork(self, job: Job) -> None:
+        """Let the siblings of a fork begin where its prefix ends: the job, which is the first, has come so far."""
+        assert job.node is not None, "the job is not attached"
+        path = job.prompt
+        while path is not None and path.length > job.hints.shared_len:
+            path = path.parent
+        if path is not None and path.length == job.hints.shared_len:
+            path.place = self.tree.place(job.node, path.length)
+
+    def _has_computed(self, job: Job) -> None:
+        """What is in the tree of the job's tokens needs no computing; of its prompt it counts as cached."""
+        assert job.node is not None, "the job is not attached"
+        depth = job.node.depth
+        if job.computed_len < depth:
+            if job.is_first_run:
+                job.cached += max(0, min(depth, job.prompt_len) - job.computed_len)
+            job.computed_len = depth
 
     def _move(self, job: Job, node: RadixNode) -> None:
         """Lock deeper. The new lock first: the path must not become evictable in between."""

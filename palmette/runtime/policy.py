@@ -10,7 +10,6 @@ once if the pool holds the longest job (arXiv 2312.07104, theorem 3.1); both are
 from __future__ import annotations
 
 import random
-from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from heapq import heapify, heappop, heappush, heapreplace
@@ -20,13 +19,14 @@ from typing import Protocol, TypeVar
 from palmette.runtime.config import PolicyName
 from palmette.runtime.radix_cache import Probe
 from palmette.runtime.radix_node import common_len
+from palmette.runtime.tokens import TokenRow
 
 
 class Ordered(Protocol):
     """What a policy reads of a job."""
 
     @property
-    def tokens(self) -> array[int]: ...
+    def tokens(self) -> TokenRow: ...
     @property
     def match_limit(self) -> int: ...
     @property
@@ -129,7 +129,7 @@ class DepthFirst:
     """
 
     def order(self, jobs: Sequence[J], probe: Callable[[J], Probe]) -> Iterator[J]:
-        places = sorted(range(len(jobs)), key=lambda place: (jobs[place].namespace, jobs[place].tokens.tobytes()))
+        places = sorted(range(len(jobs)), key=lambda place: (jobs[place].namespace, jobs[place].tokens[:].tobytes()))
         shared = [0, *(_shared_len(jobs[a], jobs[b]) for a, b in pairwise(places))]
         yield from (jobs[place] for place in _depth_first(places, shared))
 

@@ -8,6 +8,10 @@ Knows which slots hold which prefix, who has locked what, and what may go first.
 that nobody else holds), evict O(freed log nodes). Cited idea: RadixAttention, arXiv 2312.07104, section 3.
 
     free slots + evictable + locked (num_tokens - num_evictable) + private to requests = the pool
+
+A stream grows by a few tokens at a time. So that this is linear in its length, a match may begin at a Place where the
+stream's earlier tokens were found before, and nodes that nothing tells apart are joined: a path of n tokens has
+O(log n) of them where no others leave it.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from typing import NamedTuple
 from palmette.errors import InvalidOption
 from palmette.runtime.cache_hints import CacheHints
 from palmette.runtime.radix_node import TOKEN_CODE, ChildKey, NodeState, RadixNode, common_len
+from palmette.runtime.tokens import TokenRow
 
 
 class Match(NamedTuple):
@@ -36,6 +41,16 @@ class Probe(NamedTuple):
     node: RadixNode | None  # None = the namespace is empty
     depth: int  # of `node` when probed: a node that was cut or removed since has another
     length: int
+
+
+class Place(NamedTuple):
+    """Where tokens[:depth] once were: on the path of `node`. `RadixCache.resume` tells whether they still are."""
+
+    node: RadixNode
+    depth: int  # whole pages
+
+
+_SMALL = 256  # tokens: nodes up to this are joined whatever their sizes
 
 
 class RadixCache:
@@ -69,7 +84,7 @@ class RadixCache:
         """The root of a namespace, if it has one."""
         return self._roots.get(namespace)
 
-    def match_prefix(self, start: RadixNode, tokens: array[int], limit: int, program: str = "") -> Match:
+    def match_prefix(self, start: RadixNode, tokens: TokenRow, limit: int, program: str = "") -> Match:
         """Follow tokens[start.depth:limit] down from `start`, whose path must be tokens[:start.depth].
 
         Splits the node in which the match ends, so that the match ends at a node. Counts as a use by `program`.
@@ -97,7 +112,7 @@ class RadixCache:
         self._touch(node)
         return Match(node, slots, num_in_flight)
 
-    def probe(self, namespace: str, tokens: array[int], limit: int, last: Probe | None = None) -> Probe:
+    def probe(self, namespace: str, tokens: TokenRow, limit: int, last: Probe | None = None) -> Probe:
         """How long a match would be, changing nothing. `last`, an earlier answer for these tokens, saves the walk."""
         size = self.page_size
         if last is not None and last.node is not None and last.node.depth == last.depth:
@@ -118,7 +133,68 @@ class RadixCache:
             node, depth = child, depth + same
         return Probe(node, node.depth, depth)
 
+    def resume(self, namespace: str, place: Place, tokens: TokenRow, limit: int) -> RadixNode | None:
+        """The node where tokens[:limit] leave the path of `place`, cut if they leave inside it, or its end.
+
+        Reads and compares nothing before place.depth. What holds is checked by identity: a node's path is the same for
+        ever up to its depth, which never grows; where a child took it in, that is true of the child. None if the place
+        is gone, or is of another namespace or tree.
+        """
+        depth = min(place.depth, limit)
+        depth -= depth % self.page_size
+        node = place.node
+        while node.joined is not None:
+            node, known = node.joined
+            if known < depth:
+                return None
+        if depth <= 0 or node.depth < depth:
+            return None
+        node = _holder(node, depth)
+        if self._roots.get(namespace) is not _root_of(node):
+            return None
+        if node.depth > depth:
+            begin = node.depth - len(node.key)
+            end = depth + common_len(tokens, depth, node.key, min(node.depth, limit) - depth, depth - begin)
+            end -= end % self.page_size
+            if end < node.depth:
+                node = self._split(node, end - begin)
+        return node
+
+    def path_slots(self, node: RadixNode) -> array[int]:
+        """The slots of all tokens from the root to the end of `node`."""
+        parts: list[array[int]] = []
+        walk: RadixNode | None = node
+        while walk is not None:
+            parts.append(walk.slots)
+            walk = walk.parent
+        slots = array(TOKEN_CODE)
+        for part in reversed(parts):
+            slots.extend(part)
+        return slots
+
+    def place(self, node: RadixNode, depth: int) -> Place | None:
+        """Where the first `depth` tokens of the path of `node` are, whole pages of them, or as many as it has."""
+        depth = min(depth, node.depth)
+        depth -= depth % self.page_size
+        return Place(_holder(node, depth), depth) if depth > 0 else None
+
     # -- writing -----------------------------------------------------------------------------------------------
+
+    def cut_at(self, node: RadixNode, depth: int) -> RadixNode:
+        """The node that ends at `depth`, whole pages, on the path of `node`, which is at least as deep."""
+        holder = _holder(node, depth)
+        return holder if holder.depth == depth else self._split(holder, depth - holder.depth + len(holder.key))
+
+    def join_up(self, node: RadixNode) -> None:
+        """Let `node` take in the nodes before it that nothing tells from it, the small and those not much longer.
+
+        So sizes at least double towards the root, and a token moves O(log n) times.
+        """
+        while True:
+            parent = node.parent
+            if parent is None or len(parent.key) > max(_SMALL, 2 * len(node.key)) or not _can_join(parent, node):
+                return
+            self._join(parent, node)
 
     def try_insert_child(
         self, node: RadixNode, tokens: Sequence[int], slots: Sequence[int], state: NodeState, program: str = ""
@@ -145,7 +221,7 @@ class RadixCache:
     def insert(
         self,
         start: RadixNode,
-        tokens: array[int],
+        tokens: TokenRow,
         slots: Sequence[int],
         state: NodeState = NodeState.COMPUTED,
         program: str = "",
@@ -337,6 +413,19 @@ class RadixCache:
             self._in_flight.append(upper)
         return upper
 
+    def _join(self, parent: RadixNode, node: RadixNode) -> None:
+        """The reverse of a split: `node` begins where its parent did. Its depth and its locks stay."""
+        above = parent.parent
+        assert above is not None, "a root is joined with nothing"
+        above.children[self._child_key(parent.key)] = node
+        node.parent = above
+        node.key, node.slots = parent.key + node.key, parent.slots + node.slots
+        node.stamp = max(node.stamp, parent.stamp)
+        self.num_nodes -= 1
+        self.hints.removed(parent)
+        parent.joined = (node, parent.depth)
+        _forget(parent)
+
     def _add_ref(self, node: RadixNode) -> None:
         walk: RadixNode | None = node
         while walk is not None:
@@ -362,6 +451,7 @@ class RadixCache:
         if node.parent is None:
             if not node.children and not node.refs:
                 self._roots.pop(node.namespace, None)
+                node.depth = -1
             return
         key = (int(node.rank), node.stamp)
         if node.heap_key is None or key < node.heap_key:
@@ -392,6 +482,38 @@ class RadixCache:
         self.num_tokens -= len(node.key)
         self.num_evictable -= len(node.key)
         self.hints.removed(node)
-        node.parent, node.heap_key, node.depth = None, None, -1
+        _forget(node)
         if not parent.children and not parent.refs:
             self._push(parent)
+
+
+def _holder(node: RadixNode, depth: int) -> RadixNode:
+    """The node on the path of `node`, which is at least as deep, that has the token before `depth`."""
+    while node.parent is not None and node.parent.depth >= depth:
+        node = node.parent
+    return node
+
+
+def _root_of(node: RadixNode) -> RadixNode:
+    while node.parent is not None:
+        node = node.parent
+    return node
+
+
+def _can_join(parent: RadixNode, node: RadixNode) -> bool:
+    """Does nothing end between the two, and nothing tell them apart?"""
+    return (
+        parent.parent is not None
+        and len(parent.children) == 1
+        and not parent.locks
+        and parent.state is node.state is not NodeState.IN_FLIGHT
+        and (parent.owner, parent.rank) == (node.owner, node.rank)
+        and parent.keep is node.keep is None
+    )
+
+
+def _forget(node: RadixNode) -> None:
+    """Whoever still refers to a node that is gone sees that, and keeps nothing else alive by it."""
+    node.parent, node.heap_key, node.depth = None, None, -1
+    node.key = node.slots = array(TOKEN_CODE)
+    node.children = {}

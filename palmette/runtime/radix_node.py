@@ -11,6 +11,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 from enum import IntEnum
+from typing import Protocol
 
 TOKEN_CODE = "q"  # 64 bits: token ids, and atoms above 2**32
 
@@ -40,6 +41,7 @@ class RadixNode:
         "children",
         "depth",
         "heap_key",
+        "joined",
         "keep",
         "key",
         "locks",
@@ -66,7 +68,8 @@ class RadixNode:
         self.parent = parent  # None = a root, or removed
         self.key = key  # whole pages of tokens
         self.slots = slots  # one for each token
-        self.depth: int = len(key) + (parent.depth if parent is not None else 0)  # tokens from the root to its end
+        # Tokens from the root to its end, -1 = removed. May become less, never more, and what is left stays the same.
+        self.depth: int = len(key) + (parent.depth if parent is not None else 0)
         self.children: dict[ChildKey, RadixNode] = {}
         self.locks = 0  # requests whose path ends here
         self.refs = 0  # locks + children with refs > 0; 0 = nobody's path goes through it
@@ -77,6 +80,7 @@ class RadixNode:
         self.owner = ""  # the one program that used it; "" = several, or none
         self.keep: dict[str, int] | None = None  # program -> siblings still expected here
         self.namespace = namespace  # of a root
+        self.joined: tuple[RadixNode, int] | None = None  # the child that took it in, and its depth then
 
     def walk(self) -> Iterator[RadixNode]:
         """The node and all below it, a parent before its children."""
@@ -96,14 +100,20 @@ class RadixNode:
         assert self.refs == self.locks + busy, "a wrong reference count"
 
 
-def common_len(tokens: array[int], start: int, key: array[int], limit: int) -> int:
-    """How many of key[:limit] equal tokens[start:start + limit]. Compares slices, a few for any length."""
-    if tokens[start : start + limit] == key[:limit]:
+class Sliced(Protocol):
+    """What has tokens to compare: an array, or a request's."""
+
+    def __getitem__(self, index: slice, /) -> array[int]: ...
+
+
+def common_len(tokens: Sliced, start: int, key: Sliced, limit: int, skip: int = 0) -> int:
+    """How many of key[skip:skip + limit] equal tokens[start:start + limit]. Compares slices, a few for any length."""
+    if tokens[start : start + limit] == key[skip : skip + limit]:
         return limit
     low, high = 0, limit  # equal up to low, different somewhere before high
     while high - low > 1:
         middle = (low + high) // 2
-        if tokens[start + low : start + middle] == key[low:middle]:
+        if tokens[start + low : start + middle] == key[skip + low : skip + middle]:
             low = middle
         else:
             high = middle

@@ -19,7 +19,8 @@ from palmette.errors import Cancelled, PalmetteError, RequestError
 from palmette.runtime.choice_trie import TriePass, TriePlan
 from palmette.runtime.output import Output
 from palmette.runtime.radix_cache import Probe
-from palmette.runtime.radix_node import TOKEN_CODE, RadixNode
+from palmette.runtime.radix_node import RadixNode
+from palmette.runtime.tokens import Tokens
 from palmette.types import (
     EmbedEvent,
     EmbedRequest,
@@ -33,6 +34,7 @@ from palmette.types import (
     ScoreRequest,
     TokenEvent,
     TokenLogprob,
+    TokenPath,
     Usage,
 )
 
@@ -70,6 +72,7 @@ class Job:
         "overtaken",
         "peak_len",
         "probe",
+        "prompt",
         "prompt_len",
         "request_id",
         "row",
@@ -82,8 +85,9 @@ class Job:
 
     def __init__(self, request: Request, *, number: int, now: float) -> None:
         self.request_id = request.request_id
-        self.tokens: array[int] = array(TOKEN_CODE, request.token_ids)  # the prompt, then what was sampled
+        self.tokens = Tokens(request.token_ids)  # the prompt, then what was sampled
         self.prompt_len = len(self.tokens)
+        self.prompt = request.token_ids if isinstance(request.token_ids, TokenPath) else None
         self.number = number  # order of arrival
         self.submitted = now
         self.deadline = None if request.timeout is None else now + request.timeout
@@ -286,7 +290,7 @@ class GenerateJob(Job):
         text, reason, matched = self.output.rewrite(kept, token_ids)
         self.num_rewritten += old - kept
         self.num_forced += len(self.output.token_ids) - old
-        del self.tokens[self.prompt_len :]
+        self.tokens.truncate(self.prompt_len)
         self.tokens.extend(self.output.token_ids)
         self.peak_len = min(self.peak_len, self.prompt_len + kept)
         if reason is not FinishReason.STOP and self.guide.is_complete:

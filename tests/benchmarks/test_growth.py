@@ -23,6 +23,7 @@ from palmette.lang.session import shared_executor
 from palmette.runtime.radix_cache import Match, RadixCache
 from palmette.runtime.radix_node import RadixNode
 from palmette.specs import Regex
+from palmette.types import GenerateRequest
 
 
 @pytest.fixture(autouse=True)
@@ -176,7 +177,10 @@ def test_the_prompt_backend_counts_and_answers_like_a_model() -> None:
     state = twice.run(backend=backend)
     assert state.text() == "0123456789four01234four"
     assert backend.encoded == 15
-    assert backend.handed == 10 + (10 + 4 + 5)
+    assert backend.handed == 10 + (4 + 5)  # what it was handed with the first, the second only refers to
+    for plain in (0, 1):
+        backend.submit(GenerateRequest(f"plain {plain}", (1, 2, 3)), lambda events: None)
+    assert backend.handed == 19 + 2 * 3
     assert state.usage.sampled_tokens == 8
 
 
@@ -241,16 +245,18 @@ def test_the_tiny_model_computes_each_token_of_a_stream_once() -> None:
 
 
 def test_what_a_template_renders_is_counted() -> None:
-    rendered = the(streams.conversation((1, 2)), "rendered").costs
-    assert rendered[0] > len(streams.TEXT)
-    assert rendered[1] > 2 * rendered[0]
+    rows = streams.conversation((8, 16, 32, 64))
+    usual, counting = the(rows, "rendered by the template"), the(rows, "counts turns")
+    assert usual.costs[0] > 8 * len(streams.TEXT)
+    assert usual.fit.exponent < 1.3
+    assert counting.fit.exponent > 1.7
 
 
 def test_forks_are_measured_where_their_branches_have_begun() -> None:
     rows = forks.parents((4, 8))
     assert all(cost > 0 for r in rows for cost in r.costs)
     few, more = the(rows, "handed over").costs
-    assert more - few == 4 * (len(forks.TEXT) + len(" yes"))
+    assert few == more == len(" yes") + len("Then?")  # behind the prompt of the parent's last hole
     assert the(forks.branches((4, 8)), "tokenized").costs == (len(forks.TEXT),) * 2
 
 

@@ -10,7 +10,7 @@ import pytest
 from palmette.errors import RequestError, UnsupportedConstraint
 from palmette.fsm.automaton import NO_WAY
 from palmette.fsm.compile import compile
-from palmette.fsm.costs import fewest_tokens
+from palmette.fsm.costs import Runs, fewest_tokens
 from palmette.fsm.dfa import DEAD
 from palmette.specs import Choices, Grammar, JsonSchema, Regex, Spec
 from tests.fsm.test_matcher_oracle import EOS, VOCABULARY, wide_vocabulary
@@ -127,3 +127,16 @@ def test_a_budget_that_is_far_changes_nothing_and_costs_no_table() -> None:
         assert np.array_equal(out, words)
         matcher.advance(int(matcher.allowed()[1]))
     assert not constraint.automaton._token_costs
+
+
+def test_a_long_run_costs_what_filling_in_every_length_says() -> None:
+    rng = random.Random(1)
+    for _ in range(40):
+        lengths = tuple(sorted({1, *rng.sample(range(2, 12), rng.randint(1, 5))}))
+        left, worst = [0], [0]
+        for n in range(1, 1200):
+            left.append(1 + min(left[n - k] for k in lengths if k <= n))
+            worst.append(max(worst[-1], left[-1]))
+        runs = Runs({7: lengths})
+        for n in rng.sample(range(1200), 150):
+            assert runs.cost(7, n) == (left[n], worst[n]), (lengths, n)

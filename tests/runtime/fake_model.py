@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from palmette.runtime.output import Output
-from palmette.runtime.request import GenerateJob, ScoreJob
+from palmette.runtime.request import AnyJob, GenerateJob, ScoreJob
 from palmette.runtime.scheduled import ScheduledRow
 from palmette.runtime.step import Part, Sampled, ScheduledStep, StepResults
 from palmette.types import GenerateRequest, TokenLogprob
@@ -72,7 +72,7 @@ class FakeModel:
             if isinstance(job, ScoreJob):
                 trie[i] = self._scores(job, part)
             elif isinstance(job, GenerateJob):
-                tokens = job.tokens.tolist()
+                tokens = all_tokens(job)
                 if job.first_missing is not None:
                     first = part.end - part.num_logits + 1
                     prompt[i] = tuple(
@@ -81,14 +81,14 @@ class FakeModel:
                     )
                 if part.wants_token and job.wants_token:
                     sampled[i] = Sampled(next_token(tokens))
-        embeddings = {i: (float(next_token(e.job.tokens)),) for i, e in enumerate(step.embeds)}
+        embeddings = {i: (float(next_token(all_tokens(e.job))),) for i, e in enumerate(step.embeds)}
         return StepResults(
             bad=wrong, sampled=sampled, prompt_logprobs=prompt, trie_logprobs=trie, embeddings=embeddings
         )
 
     def _path(self, row: ScheduledRow, part: Part, i: int) -> Content:
         """What token i of the row stands for."""
-        tokens = part.job.tokens.tolist()
+        tokens = all_tokens(part.job)
         if part.trie is None:
             assert tuple(tokens[row.start : row.start + len(row.token_ids)]) == row.token_ids
             return tuple(tokens[: row.start + i + 1])
@@ -114,9 +114,9 @@ class FakeModel:
 
     def _scores(self, job: ScoreJob, part: Part) -> tuple[float, ...]:
         if part.trie is None:
-            prompt = job.tokens.tolist()
+            prompt = all_tokens(job)
             return tuple(score(prompt, token) for _, token in job.plan.roots)
-        prefix = job.tokens.tolist()[: part.trie.prefix_len]
+        prefix = all_tokens(job)[: part.trie.prefix_len]
         return tuple(
             score([*prefix, *node_path(job, inner)], token)
             for inner in range(part.start, part.end)
@@ -131,3 +131,8 @@ def node_path(job: ScoreJob, inner: int) -> list[int]:
         path.append(job.plan.token_ids[inner])
         inner = job.plan.parents[inner]
     return path[::-1]
+
+
+def all_tokens(job: AnyJob) -> list[int]:
+    """Not by its `tokens`, which are read as far back as somebody asks: tests look at how far that was."""
+    return [*job.request.token_ids, *(job.output.token_ids if isinstance(job, GenerateJob) else ())]

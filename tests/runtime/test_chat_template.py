@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from palmette.errors import NoChatTemplate, TemplateError, TemplateNotIncremental
 from palmette.runtime.byte_tokenizer import CHATML
 from palmette.runtime.chat_template import ChatTemplate
+from palmette.runtime.template_locality import depends_on_its_message_alone
 from palmette.types import Message, RolePieces, TextPiece
 
 HELLO = Message("user", "Hello")
@@ -114,6 +118,92 @@ def test_contents_may_hold_the_characters_the_marks_are_made_of() -> None:
     assert stream(template, messages) == template.render(messages)
     pieces, _ = template.rerender(messages, "user")
     assert [p.text for p in pieces if not p.special] == [m.content for m in messages]
+
+
+# -- what a message costs --
+
+FIRST_DECIDES = (  # as the embedded model's
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nBe brief.<|im_end|>\n' }}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SETS_NAMES = (
+    "{% set opening = messages[0].content %}{% for m in messages %}{% set c = m.content %}"
+    "{% if m.role == 'tool' %}{% set c = c + '!' %}{% endif %}<{{ m.role }} of {{ opening }}>{{ c }}</>{% endfor %}"
+)
+LOCAL = [CHATML, DEFAULT_SYSTEM, FIRST_DECIDES, SETS_NAMES, TRIMS]
+NOT_LOCAL = [
+    LAST_ANSWER_OPEN,
+    DROPS_REASONING,
+    PICKY,
+    "{% for m in messages %}{{ loop.index }}{{ m.content }}{% endfor %}",
+    "{% for m in messages %}{{ m.content }}{% endfor %}{{ messages | length }}",
+    "{% set rest = messages[1:] %}{% for m in messages %}{{ m.content }}{{ rest[0].role }}{% endfor %}",
+    "{% set messages = messages[1:] %}{% for m in messages %}{{ m.content }}{% endfor %}",
+    "{% for m in messages %}{{ messages[loop.index0 - 1].role }}{{ m.content }}{% endfor %}",
+    "{% for m in messages %}{{ messages[-1].role }}{{ m.content }}{% endfor %}",
+    "{% set n = namespace(i=0) %}{% for m in messages %}{% set n.i = n.i + 1 %}{{ n.i }}{{ m.content }}{% endfor %}",
+    "{% set c = cycler('a', 'b') %}{% for m in messages %}{{ c.next() }}{{ m.content }}{% endfor %}",
+    "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}",
+    "{% for m in messages %}{% if m.role == 'tool' %}{% break %}{% endif %}{{ m.content }}{% endfor %}",
+    "{% for m in messages %}{{ m.content }}{% endfor %}{% for m in messages %}{{ m.role }}{% endfor %}",
+    "{% for m in messages recursive %}{{ m.content }}{% endfor %}",
+    "{% for m in messages | reverse %}{{ m.content }}{% endfor %}",
+    "{% macro w(x) %}{{ x }}{% endmacro %}{% for m in messages %}{{ w(m.content) }}{% endfor %}",
+    "{{ loop }}{% for m in messages %}{{ m.content }}{% endfor %}",
+    "{% for m in messages %}{{ m.content }}",
+]
+ROLES = st.sampled_from(["system", "user", "assistant", "tool"])
+MESSAGES = st.lists(st.builds(Message, ROLES, st.sampled_from(["", "Hi", " a b", "</>", "\ue000"])), max_size=9)
+
+
+class Counting(ChatTemplate):
+    rendered = 0
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
+        self.rendered += len(messages)
+        return super().render(messages, add_generation_prompt=add_generation_prompt)
+
+
+@pytest.mark.parametrize("source", LOCAL)
+def test_a_template_that_looks_at_one_message_at_a_time_is_known(source: str) -> None:
+    assert depends_on_its_message_alone(source)
+
+
+@pytest.mark.parametrize("source", NOT_LOCAL)
+def test_a_template_that_may_look_at_others_is_known(source: str) -> None:
+    assert not depends_on_its_message_alone(source)
+
+
+@pytest.mark.parametrize("source", [*LOCAL, *NOT_LOCAL])
+@settings(max_examples=25, deadline=None)
+@given(messages=MESSAGES, role=ROLES)
+def test_pieces_are_those_of_the_whole_conversation(source: str, messages: list[Message], role: str) -> None:
+    def told(template: ChatTemplate) -> RolePieces | tuple[type, str]:
+        try:
+            return template.role_pieces(messages, role)
+        except TemplateError as error:
+            return type(error), str(error)
+
+    whole = ChatTemplate(source)
+    whole._is_local = False
+    assert told(ChatTemplate(source)) == told(whole)
+
+
+def test_a_long_conversation_renders_few_messages_for_each_new_one() -> None:
+    template, count = Counting(FIRST_DECIDES), 256
+    messages = [Message("assistant" if i % 2 else "user", "Hi") for i in range(count)]
+    for i in range(count):
+        template.role_pieces(messages[:i], "user")
+    assert template.rendered < 20 * count
+
+
+def test_a_template_that_is_not_what_it_was_taken_for_is_rendered_whole_from_then_on() -> None:
+    template = ChatTemplate("{% for m in messages %}<{{ loop.index }}>{{ m.content }}</>{% endfor %}")
+    template._is_local = True
+    assert template.role_pieces([HELLO] * 4, "user").begin == "<5>"
+    assert template.role_pieces([HELLO] * 5, "user").begin == "<6>"
 
 
 # -- re-rendering --

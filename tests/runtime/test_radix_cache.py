@@ -11,8 +11,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from palmette.runtime.radix_cache import RadixCache
+from palmette.runtime.radix_cache import Place, RadixCache
 from palmette.runtime.radix_node import TOKEN_CODE, NodeState, RadixNode, Rank, common_len
+from palmette.runtime.tokens import Tokens
+from palmette.types import TokenPath
 
 
 def ids(*tokens: int) -> array[int]:
@@ -274,12 +276,116 @@ def test_the_eviction_heap_does_not_grow_with_use() -> None:
     assert len(tree._heap) == 1
 
 
+# -- streams -------------------------------------------------------------------------------------------------------
+
+
+def noted(tree: RadixCache, tokens: array[int], depth: int) -> Place:
+    place = tree.place(tree.match_prefix(tree.root(), tokens, len(tokens)).node, depth)
+    assert place is not None
+    return place
+
+
+def test_a_match_goes_on_where_the_one_before_it_ended() -> None:
+    tree = RadixCache()
+    put(tree, ids(1, 2, 3, 4, 5, 6), 0)
+    place = noted(tree, ids(1, 2, 3, 4, 5, 6), 4)
+    assert place.depth == 4
+    node = tree.resume("", place, ids(0, 0, 0, 0, 5, 6, 7), 7)  # what is before the place is not looked at
+    assert node is not None
+    assert (node.depth, tree.num_nodes) == (6, 1)
+    node = tree.resume("", place, ids(0, 0, 0, 0, 5, 9), 6)
+    assert node is not None
+    assert (node.depth, tree.num_nodes) == (5, 2)
+    tree.check_integrity()
+
+
+def test_a_place_that_was_evicted_is_known_to_be_gone_even_when_its_tokens_come_back() -> None:
+    tree = RadixCache()
+    put(tree, ids(1, 2, 3, 4), 0)
+    place = noted(tree, ids(1, 2, 3, 4), 4)
+    tree.evict(1)
+    assert tree.resume("", place, ids(1, 2, 3, 4), 4) is None
+    kept = tree.resume("", place, ids(1, 2, 3), 3)
+    assert kept is not None
+    assert kept.depth == 3
+    tree.insert(kept, ids(1, 2, 3, 9), [90])
+    assert tree.resume("", place, ids(1, 2, 3, 4), 4) is None
+
+
+def test_a_place_follows_its_tokens_into_a_longer_node_and_no_further() -> None:
+    tree = RadixCache()
+    put(tree, ids(1, 2, 3, 4), 0)
+    place = noted(tree, ids(1, 2, 3, 4), 4)
+    tree.evict(1)
+    longer = put(tree, ids(1, 2, 3, 8, 9), 50)
+    tree.join_up(longer)
+    assert tree.num_nodes == 1
+    assert tree.resume("", place, ids(1, 2, 3, 4, 9), 5) is None  # the node it was in went into one with another 4th
+    node = tree.resume("", place, ids(1, 2, 3), 3)
+    assert node is not None
+    assert node.depth == 3
+    tree.check_integrity()
+
+
+def test_nodes_are_joined_only_where_nothing_tells_them_apart() -> None:
+    tree = RadixCache()
+    put(tree, ids(1, 2), 0)
+    tree.join_up(put(tree, ids(1, 2, 3), 10, program="p"))  # another owner
+    assert tree.num_nodes == 2
+    tree = RadixCache()
+    upper = put(tree, ids(1, 2), 0)
+    tree.lock_ref(upper)
+    lower = put(tree, ids(1, 2, 3), 10)
+    tree.join_up(lower)  # somebody's path ends between them
+    assert tree.num_nodes == 2
+    tree.unlock_ref(upper)
+    tree.join_up(lower)
+    assert tree.num_nodes == 1
+    assert tree.path_slots(lower).tolist() == [0, 1, 12]
+    tree.check_integrity()
+
+
+def test_a_path_that_grows_bit_by_bit_has_few_nodes_and_is_copied_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = RadixCache()
+    copied = 0
+
+    def join(parent: RadixNode, node: RadixNode) -> None:
+        nonlocal copied
+        copied += len(parent.key)
+        RadixCache._join(tree, parent, node)
+
+    monkeypatch.setattr(tree, "_join", join)
+    tokens, node = ids(), tree.root()
+    for _ in range(4096):
+        tokens.extend(ids(*range(8)))
+        node, _ = tree.insert(node, tokens, list(range(len(tokens) - 8, len(tokens))))
+        tree.join_up(node)
+    assert tree.num_nodes <= 12
+    assert copied <= 32 * len(tokens)
+    assert tree.path_slots(node).tolist() == list(range(len(tokens)))
+    tree.check_integrity()
+
+
 # -- against a model -----------------------------------------------------------------------------------------------
 
 Path = tuple[str, tuple[int, ...], int]  # namespace, tokens to the end of a page, place of one of the page's tokens
 TOKENS = st.lists(st.integers(0, 2), min_size=0, max_size=10)
 NAMESPACES = st.sampled_from(["", "n"])
 PROGRAMS = st.sampled_from(["", "p", "q"])
+
+
+class Unread(Tokens):
+    """Tokens of which the first `known` must not be looked at."""
+
+    __slots__ = ("known",)
+
+    def __init__(self, tokens: list[int], known: int) -> None:
+        super().__init__(TokenPath(TokenPath(None, tokens[:known]), tokens[known:]))
+        self.known = known
+
+    def _read(self, begin: int) -> None:
+        assert begin >= self.known, "what is known was read again"
+        super()._read(begin)
 
 
 class RadixMachine(RuleBasedStateMachine):
@@ -291,6 +397,7 @@ class RadixMachine(RuleBasedStateMachine):
         self.size = page_size
         self.model: dict[Path, int] = {}
         self.locked: list[tuple[RadixNode, str, tuple[int, ...]]] = []
+        self.places: list[tuple[Place, str, list[int]]] = []
         self.fresh = count()
 
     def longest(self, namespace: str, tokens: list[int]) -> int:
@@ -335,6 +442,45 @@ class RadixMachine(RuleBasedStateMachine):
         if self.locked:
             node, _, _ = self.locked.pop(data.draw(st.integers(0, len(self.locked) - 1)))
             self.tree.unlock_ref(node)
+
+    @rule(namespace=NAMESPACES, tokens=TOKENS, depth=st.integers(0, 10))
+    def note_a_place(self, namespace: str, tokens: list[int], depth: int) -> None:
+        root = self.tree.try_root(namespace)
+        if root is not None:
+            node = self.tree.match_prefix(root, ids(*tokens), len(tokens)).node
+            place = self.tree.place(node, depth)
+            assert (place is None) == (min(depth, node.depth) < self.size)
+            if place is not None:
+                self.places.append((place, namespace, tokens[: place.depth]))
+
+    @rule(data=st.data(), more=TOKENS, cut=st.integers(0, 3), program=PROGRAMS, elsewhere=st.booleans())
+    def resume(self, data: st.DataObject, more: list[int], cut: int, program: str, elsewhere: bool) -> None:
+        """From wherever a place still is, the match is the one from the root."""
+        if not self.places:
+            return
+        place, namespace, known = data.draw(st.sampled_from(self.places))
+        tokens = known + more
+        limit = max(0, len(tokens) - cut)
+        unread = Unread(tokens, min(place.depth, limit) // self.size * self.size)
+        if elsewhere:
+            assert self.tree.resume(namespace + "?", place, unread, limit) is None
+            assert RadixCache(self.size).resume(namespace, place, unread, limit) is None
+        node = self.tree.resume(namespace, place, unread, limit)
+        if node is None:
+            return
+        expected = self.longest(namespace, tokens[:limit])
+        slots = [self.model[self.path(namespace, tokens, i)] for i in range(expected)]
+        assert node.depth >= unread.known
+        assert self.tree.path_slots(node).tolist() == slots[: node.depth]
+        match = self.tree.match_prefix(node, unread, limit, program)
+        assert match.node.depth == expected
+        assert self.tree.path_slots(match.node).tolist() == slots
+
+    @rule(namespace=NAMESPACES, tokens=TOKENS)
+    def join(self, namespace: str, tokens: list[int]) -> None:
+        root = self.tree.try_root(namespace)
+        if root is not None:
+            self.tree.join_up(self.tree.match_prefix(root, ids(*tokens), len(tokens)).node)
 
     @rule(wanted=st.integers(1, 12))
     def evict(self, wanted: int) -> None:

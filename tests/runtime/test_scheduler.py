@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,6 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from palmette.errors import Cancelled, HoleTimeout, NumericalError
 from palmette.runtime.config import PolicyName, SchedulerConfig
 from palmette.runtime.memory import KVMemory
+from palmette.runtime.radix_cache import Place
+from palmette.runtime.radix_node import TOKEN_CODE
 from palmette.runtime.request import AnyJob, EmbedJob, ScoreJob, Status
 from palmette.runtime.scheduler import Scheduler
 from palmette.runtime.step import ScheduledStep
@@ -32,6 +35,7 @@ from palmette.types import (
     ScoreEvent,
     ScoreRequest,
     TokenEvent,
+    TokenPath,
 )
 from tests.runtime.fake_model import FakeModel, make_job, next_token, score
 
@@ -57,7 +61,8 @@ class Bench:
     def add(self, name: str, tokens: Iterable[int], max_new: int = 4, **request: Any) -> None:
         self.number += 1
         params = SamplingParams(max_new_tokens=max_new)
-        self.scheduler.add(make_job(GenerateRequest(name, tuple(tokens), params, **request), self.number), 0.0)
+        ids = tokens if isinstance(tokens, TokenPath) else tuple(tokens)
+        self.scheduler.add(make_job(GenerateRequest(name, ids, params, **request), self.number), 0.0)
 
     def step(self, now: float = 0.0, bad: Iterable[int] = ()) -> ScheduledStep | None:
         self.events += self.scheduler.expire(now)
@@ -535,6 +540,58 @@ def test_prompt_logprobs_are_computed_even_where_the_prompt_is_cached() -> None:
     assert bench.scheduler.memory.tree.num_tokens == len(prompt) + 1
 
 
+# -- streams -------------------------------------------------------------------------------------------------------
+
+
+def turn(bench: Bench, name: str, path: TokenPath, **request: Any) -> tuple[TokenPath, AnyJob]:
+    """One hole of a stream: its prompt with what was written behind it, and its job."""
+    bench.add(name, path, max_new=4, **request)
+    job = bench.scheduler.jobs()[-1]
+    bench.drain()
+    assert bench.sampled(name) == golden(path, 4)
+    return TokenPath(path, bench.sampled(name)), job
+
+
+@pytest.mark.parametrize("page_size", [1, 4])
+def test_a_stream_reads_of_its_prompt_only_what_is_new(page_size: int) -> None:
+    bench = Bench(slots=2048, page_size=page_size)
+    path = TokenPath(None, range(50))
+    for i in range(20):
+        begin = len(path)
+        path, job = turn(bench, f"{i}", TokenPath(path, [i] * 9))
+        assert job.cached >= begin - 4 - page_size if i else not job.cached
+        assert job.tokens.num_unread >= begin - 13 - page_size if i else not job.tokens.num_unread
+    assert bench.scheduler.memory.tree.num_nodes <= 4
+
+
+def test_branches_read_their_own_tokens_alone() -> None:
+    bench = Bench(slots=2048)
+    base, _ = turn(bench, "parent", TokenPath(None, range(300)))
+    base = TokenPath(base, range(50))
+    for i in range(8):
+        hints = Hints("p", shared_len=len(base), siblings=8)
+        _, job = turn(bench, f"{i}", TokenPath(base, [i, 5]), hints=hints)
+        assert job.cached == (len(base) if i else 303)
+        assert job.tokens.num_unread == (len(base) if i else 300)
+
+
+def test_a_stream_whose_prefix_is_gone_reads_and_computes_it_again() -> None:
+    bench = Bench(slots=2048)
+    path, _ = turn(bench, "a", TokenPath(None, range(40)))
+    bench.scheduler.memory.flush()
+    _, job = turn(bench, "b", TokenPath(path, [1, 2]))
+    assert (job.cached, job.tokens.num_unread) == (0, 0)
+    assert path.parent is not None
+    assert path.parent.place is None
+
+
+def test_a_place_in_one_namespace_is_none_in_another() -> None:
+    bench = Bench(slots=2048)
+    path, _ = turn(bench, "a", TokenPath(None, range(40)), namespace="one")
+    _, job = turn(bench, "b", TokenPath(path, [1, 2]), namespace="other")
+    assert job.cached == 0
+
+
 # -- everything at once --------------------------------------------------------------------------------------------
 
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=14)
@@ -574,6 +631,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             window=8,
         )
         self.requests: dict[str, list[int]] = {}
+        self.paths: dict[str, TokenPath] = {}  # of the prompts that were paths
         self.spared: set[str] = set()  # nothing but their text happens to them
 
     @rule(tokens=TOKENS, max_new=st.integers(0, 9), start=st.sampled_from([None, None, 0, 2]), hinted=st.booleans())
@@ -585,12 +643,34 @@ class SchedulerMachine(RuleBasedStateMachine):
         logprobs = None if start is None else LogprobParams(start_len=start)
         self.bench.add(name, tokens, max_new, hints=hints, logprobs=logprobs)
 
-    @rule(tokens=TOKENS, unconditional=st.booleans())
-    def select(self, tokens: list[int], unconditional: bool) -> None:
+    @rule(data=st.data(), tokens=TOKENS, max_new=st.integers(0, 9), kept=st.integers(0, 9), hinted=st.booleans(),
+          start=st.sampled_from([None, None, None, 0, 2, 9]))  # fmt: skip
+    def go_on(
+        self, data: st.DataObject, tokens: list[int], max_new: int, kept: int, hinted: bool, start: int | None
+    ) -> None:
+        """A stream's next request, or a branch's first: behind another's prompt and some of what that wrote."""
+        name = f"p{len(self.requests)}"
+        behind = data.draw(st.sampled_from([None, *self.paths]))
+        path = None if behind is None else TokenPath(self.paths[behind], self.bench.sampled(behind)[:kept])
+        if path is not None and len(path) > 20:
+            path = None
+        shared_len = 0 if path is None else len(path)
+        path = self.paths[name] = TokenPath(path, tokens)
+        self.requests[name] = list(path)
+        self.spared.add(name)
+        hints = Hints("p", shared_len=shared_len, siblings=3, last_use=max_new % 2 == 0) if hinted else Hints()
+        logprobs = None if start is None else LogprobParams(start_len=start)
+        self.bench.add(name, path, max_new, hints=hints, logprobs=logprobs)
+        if hinted and path.parent is not None:
+            self.bench.scheduler.memory.hear(ForkDeclared("p", path.parent, 3))
+
+    @rule(tokens=TOKENS, unconditional=st.booleans(), as_path=st.booleans())
+    def select(self, tokens: list[int], unconditional: bool, as_path: bool) -> None:
         name = f"s{len(self.requests)}"
         self.requests[name] = tokens
         self.bench.number += 1
-        request = ScoreRequest(name, tuple(tokens), TRIE, unconditional=unconditional)
+        ids = TokenPath(None, tokens) if as_path else tuple(tokens)
+        request = ScoreRequest(name, ids, TRIE, unconditional=unconditional)
         self.bench.scheduler.add(ScoreJob(request, number=self.bench.number, now=0.0), 0.0)
 
     @rule(tokens=TOKENS)
@@ -650,6 +730,21 @@ class SchedulerMachine(RuleBasedStateMachine):
     def all_is_well(self) -> None:
         if hasattr(self, "bench"):
             self.bench.scheduler.check_integrity()
+
+    @invariant()
+    def a_path_leads_where_its_tokens_are(self) -> None:
+        if not hasattr(self, "bench"):
+            return
+        memory = self.bench.scheduler.memory
+        for path in self.paths.values():
+            tokens = array(TOKEN_CODE, path)
+            if isinstance(path.place, Place) and memory.tree.try_root() is not None:
+                node = memory.tree.resume("", path.place, tokens, len(tokens))
+                match = memory.tree.match_prefix(memory.tree.root(), tokens, len(tokens))
+                if node is not None:
+                    found = memory.tree.match_prefix(node, tokens, len(tokens)).node
+                    assert found is match.node
+                    assert memory.tree.path_slots(found) == match.slots
 
     def note_failures(self) -> None:
         for event in self.bench.events:

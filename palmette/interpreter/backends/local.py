@@ -139,9 +139,7 @@ class Runtime:
 def _load(options: ModelOptions) -> LoadedModel:
     if options.model_path == "tiny":
         return tiny_model()
-    return load_model(
-        options.model_path, dtype=options.dtype, device=options.device, cpu_kernels=options.cpu_kernels
-    )
+    return load_model(options.model_path, dtype=options.dtype, device=options.device, cpu_kernels=options.cpu_kernels)
 
 
 def runtime_config(model_path: str, options: Mapping[str, Any]) -> RuntimeConfig:

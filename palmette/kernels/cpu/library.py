@@ -205,6 +205,8 @@ def choose_instruction_set(wanted: str) -> str:
         option, value = "PALMETTE_CPU_KERNELS", os.environ.get("PALMETTE_CPU_KERNELS", "")
         if not value and found == ["portable"]:
             raise NotBuilt("this CPU has neither AVX-512 VNNI nor AVX2")
+        if value == "torch":
+            raise NotBuilt("PALMETTE_CPU_KERNELS=torch is set")
         value = value or found[0]
     if value not in found:
         raise InvalidOption(option, value, f"one that runs on this CPU ({', '.join(found)}), or torch")
