@@ -63,10 +63,10 @@ class Transformers:
 
 
 class LlamaCpp:
-    """llama-cpp-python in an interpreter of its own, on the model file as it is."""
+    """llama-cpp-python in an interpreter of its own, on the model's file or another one of the same model."""
 
-    def __init__(self, python: str, model_name: str, slots: int) -> None:
-        self.name = "llama.cpp" if slots == 1 else f"llama.cpp x{slots}"
+    def __init__(self, python: str, model_name: str, slots: int, kind: str = "") -> None:
+        self.name = "llama.cpp" + (f" {kind}" if kind else "") + (f" x{slots}" if slots > 1 else "")
         self._python, self._model_name, self._slots = python, model_name, slots
 
     def run(self, full: Run) -> Row:
@@ -93,7 +93,8 @@ class LlamaCpp:
 
 
 def make_peers(given: Sequence[str], model: LoadedModel) -> list[Peer]:
-    """Peers by their command line: `transformers`, `llama_cpp=PYTHON`.
+    """Peers by their command line: `transformers`, `llama_cpp=PYTHON`, `llama_cpp=PYTHON@FILE.gguf`: the model
+    requantised, since llama.cpp is faster with some formats than with others.
 
     Raises:
         ValueError: no such peer.
@@ -104,9 +105,11 @@ def make_peers(given: Sequence[str], model: LoadedModel) -> list[Peer]:
         if name == "transformers" and not python:
             peers.append(Transformers(model))
         elif name == "llama_cpp" and python:
-            peers += [LlamaCpp(python, model.name, slots) for slots in (1, SLOTS)]
+            python, _, file = python.partition("@")
+            kind = Path(file).stem
+            peers += [LlamaCpp(python, file or model.name, slots, kind) for slots in (1, SLOTS)]
         else:
-            raise ValueError(f"--peer {text}: say transformers, or llama_cpp=PYTHON")
+            raise ValueError(f"--peer {text}: say transformers, or llama_cpp=PYTHON[@FILE.gguf]")
     return peers
 
 
