@@ -48,7 +48,9 @@ class CompiledOps:
             choice.at = uniform(draw.seed, draw.index)
         self._check(self._core.choose(self._handle, choices, len(draws)))
         del alive
-        return [choice.token for choice in choices]
+        tokens = [choice.token for choice in choices]
+        assert min(tokens, default=0) >= 0, "a mask is never empty, and rows are finite"
+        return tokens
 
     def token_logprobs(self, logits: Tensor, token_ids: Sequence[int], top: int) -> list[TokenLogprob]:
         found: list[TokenLogprob] = []

@@ -79,7 +79,7 @@ struct Choice {
     int32_t top_k;         // 0 = all
     float temperature;     // 0 = the best one
     float min_p;
-    int32_t token;         // written
+    int32_t token;         // written; -1 = no token weighs anything
     int32_t unused;
     double top_p;
     double at;             // in [0, 1): where the cumulative distribution is cut

@@ -77,7 +77,7 @@ inline void choose_token(Choice& c, int vocab, int64_t padded, float* weights) {
         passed += weights[i];
         if (passed > target) return;
     }
-    for (int64_t i = padded - 1; c.token < 0; i--) c.token = weights[i] > 0 ? (int32_t)i : -1;
+    for (int64_t i = padded - 1; i >= 0 && c.token < 0; i--) c.token = weights[i] > 0 ? (int32_t)i : -1;
 }
 
 inline void choose_tokens(const ChoiceRun& run, int thread) {
