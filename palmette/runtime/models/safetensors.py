@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from palmette.errors import CorruptModel, ModelNotFound
+
+if TYPE_CHECKING:  # the library imports torch with the first file, and reading JSON needs neither
+    from torch import Tensor
 
 _INDEX = "model.safetensors.index.json"
 

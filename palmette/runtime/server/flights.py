@@ -1,0 +1,219 @@
+"""Requests on their way through the engine, seen from the front: exactly one end each, whatever becomes of the engine.
+
+    launch --> WAITING --attach--> SENT --events--> ENDED
+                  ^                  |
+                  `---detach---------'   once, and only if nothing of it was handed out
+
+An engine that dies takes nobody's answer silently: who was told nothing yet is sent to the next engine, once; who was
+told something gets an error as the last event; who was in flight at two deaths is not sent again.
+
+Knows no sockets and no clock but the one it is given. Used by one event loop, on its thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Protocol
+
+from palmette.errors import Cancelled, EngineDied, HoleTimeout, PalmetteError, RequestError
+from palmette.runtime.request import refusal
+from palmette.types import Event, FinishReason, GenerateRequest, Request, TokenEvent
+
+MAX_CRASHES = 2  # of the engine with the same request in flight
+
+
+class Transport(Protocol):
+    """What carries to the engine that lives now. Never blocks."""
+
+    def submit(self, request: Request) -> None: ...
+    def cancel(self, request_id: str) -> None: ...
+
+
+class Flight:
+    """One request. An async iterator of its events, the last of which ends it; leaving the block cancels the rest.
+
+    async with flights.launch(request, ...) as flight:
+        async for event in flight: ...
+    """
+
+    __slots__ = ("_events", "_flights", "_unread", "_waiter", "crashes", "deadline", "ended", "handed_out", "request",
+                 "sent", "whole")  # fmt: skip
+
+    def __init__(self, flights: Flights, request: Request, deadline: float, *, whole: bool) -> None:
+        self.request = request
+        self.deadline = deadline  # on the flights' clock
+        self.whole = whole  # hand nothing out before the end
+        self.crashes = 0
+        self.sent = False  # to the engine that lives now
+        self.handed_out = False
+        self.ended = False  # its last event is known
+        self._flights = flights
+        self._events: deque[Event] = deque()
+        self._unread = 0  # characters
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def __aenter__(self) -> Flight:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.close()
+
+    def __aiter__(self) -> Flight:
+        return self
+
+    async def __anext__(self) -> Event:
+        while not self._events or (self.whole and not self.ended):
+            if self.ended:
+                raise StopAsyncIteration
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        event = self._events.popleft()
+        self.handed_out = True
+        if isinstance(event, TokenEvent):
+            self._unread -= len(event.text)
+        return event
+
+    def close(self) -> None:
+        """Nobody reads it any more. May be called twice."""
+        self._flights.forget(self)
+
+    def take(self, event: Event) -> None:
+        """An event of the engine's."""
+        self._events.append(event)
+        if isinstance(event, TokenEvent):
+            self._unread += len(event.text)
+            self.ended = event.finish is not None
+        else:
+            self.ended = True
+        self._wake()
+
+    @property
+    def unread(self) -> int:
+        """Characters that wait for the reader."""
+        return 0 if self.whole else self._unread
+
+    def restart(self) -> None:
+        """Forget what came from an engine that died."""
+        self._events.clear()
+        self._unread = 0
+        self.sent = False
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done() and (self.ended or not self.whole):
+            self._waiter.set_result(None)
+
+
+class Flights:
+    """All requests that were launched and have not ended or been closed."""
+
+    def __init__(self, clock: Callable[[], float], *, max_unread: int) -> None:
+        """
+        Args:
+            clock: seconds.
+            max_unread: characters a streaming flight may hold for its reader; more ends it.
+        """
+        self._clock = clock
+        self._max_unread = max_unread
+        self._live: dict[str, Flight] = {}
+        self._transport: Transport | None = None
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    @property
+    def is_attached(self) -> bool:
+        return self._transport is not None
+
+    def launch(self, request: Request, deadline: float, *, whole: bool) -> Flight:
+        """Send a request, now or as soon as there is an engine.
+
+        Args:
+            deadline: when it fails with HoleTimeout at the latest, on the clock.
+            whole: hand out nothing before the end, so that the request survives an engine's death.
+        """
+        assert request.request_id not in self._live, "ids are made here, one for each request"
+        flight = Flight(self, request, deadline, whole=whole)
+        self._live[request.request_id] = flight
+        if self._transport is not None:
+            self._send(flight)
+        return flight
+
+    def attach(self, transport: Transport) -> None:
+        """An engine is there."""
+        self._transport = transport
+        for flight in list(self._live.values()):
+            if not flight.ended and not flight.sent:
+                self._send(flight)
+
+    def detach(self, reason: str = "the engine died") -> None:
+        """The engine is gone. See the module's diagram for who is told what."""
+        if self._transport is None:
+            return
+        self._transport = None
+        for flight in list(self._live.values()):
+            if flight.ended or not flight.sent:
+                continue
+            flight.crashes += 1
+            if flight.handed_out:
+                self._end(flight, EngineDied(f"{reason} while it answered this request: send it again"))
+            elif flight.crashes >= MAX_CRASHES:
+                self._end(flight, RequestError(f"{reason} twice with this request in flight; it is not tried again"))
+            else:
+                flight.restart()
+
+    def take(self, events: Iterable[Event]) -> None:
+        """Events of the engine that lives now."""
+        for event in events:
+            flight = self._live.get(event.request_id)
+            if flight is None or flight.ended:
+                continue  # it was closed here while the event was on its way
+            flight.take(event)
+            if not flight.ended and flight.unread > self._max_unread:
+                self._cancel(flight)
+                self._end(flight, RequestError(f"the client left {flight.unread} characters unread"))
+
+    def expire(self) -> None:
+        """End what is past its deadline; the engine does so itself, so this is for those it does not answer."""
+        now = self._clock()
+        for flight in list(self._live.values()):
+            if not flight.ended and now >= flight.deadline:
+                self._cancel(flight)
+                self._end(flight, HoleTimeout("the request's time ran out"))
+
+    def fail_all(self, error: PalmetteError) -> None:
+        """End everything with an error."""
+        for flight in list(self._live.values()):
+            if not flight.ended:
+                self._cancel(flight)
+                self._end(flight, error)
+
+    def forget(self, flight: Flight) -> None:
+        """Its reader is gone: what has not ended is cancelled."""
+        if self._live.pop(flight.request.request_id, None) is flight and not flight.ended:
+            self._cancel(flight)
+            flight.take(refusal(flight.request, FinishReason.CANCELLED, Cancelled("the reader left")))
+
+    def _send(self, flight: Flight) -> None:
+        assert self._transport is not None, "there is an engine"
+        left = flight.deadline - self._clock()
+        if left <= 0:
+            self._end(flight, HoleTimeout("the request's time ran out"))
+            return
+        flight.sent = True
+        self._transport.submit(replace(flight.request, timeout=left))
+
+    def _cancel(self, flight: Flight) -> None:
+        if flight.sent and self._transport is not None:
+            self._transport.cancel(flight.request.request_id)
+
+    def _end(self, flight: Flight, error: PalmetteError) -> None:
+        kept = flight.handed_out and isinstance(flight.request, GenerateRequest)
+        if not kept:
+            flight.restart()
+        flight.take(refusal(flight.request, FinishReason.FAILED, error))
