@@ -9,7 +9,7 @@
     pm.set_default_backend(pm.Runtime(model_path="smollm2"))
     print(qa.run(question="What is the capital of France?")["answer"])
 
-Importing this loads no model code: `Runtime` and `Engine` are loaded at first use.
+Importing this loads no model code: `Runtime`, `RuntimeEndpoint` and `Engine` are loaded at first use.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -50,12 +50,17 @@ from palmette.lang.tool_use import ToolReply
 from palmette.lang.tools import Tool, ToolCall, tool, tool_result
 
 if TYPE_CHECKING:
+    from palmette.interpreter.backends.http import RuntimeEndpoint
     from palmette.interpreter.backends.local import Runtime
     from palmette.lang.engine import Engine
 
 __version__ = "0.1.0"
 
-_LAZY = {"Engine": "palmette.lang.engine", "Runtime": "palmette.interpreter.backends.local"}
+_LAZY = {
+    "Engine": "palmette.lang.engine",
+    "Runtime": "palmette.interpreter.backends.local",
+    "RuntimeEndpoint": "palmette.interpreter.backends.http",
+}
 
 __all__ = [
     "Branches",
@@ -63,6 +68,7 @@ __all__ = [
     "Engine",
     "Program",
     "Runtime",
+    "RuntimeEndpoint",
     "State",
     "Tool",
     "ToolCall",
@@ -103,7 +109,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The two names that bring the runtime along, loaded when they are first used."""
+    """The names that bring the runtime or a client along, loaded when they are first used."""
     if name in _LAZY:
         import importlib
 

@@ -28,6 +28,27 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "palmette.errors",
     ),
     "palmette.interpreter.backends.local": ("palmette.runtime", "palmette.types", "palmette.errors"),
+    "palmette.interpreter.backends.http": (
+        "palmette.interpreter",
+        "palmette.runtime.tokenizer",
+        "palmette.types",
+        "palmette.errors",
+    ),
+    "palmette.interpreter.backends.http_connect": (
+        "palmette.interpreter",
+        "palmette.runtime.tokenizer",
+        "palmette.runtime.tokenizer_data",
+        "palmette.runtime.models.tokenizer_of",
+        "palmette.types",
+        "palmette.errors",
+    ),
+    "palmette.interpreter.backends.http_sglang": (
+        "palmette.interpreter",
+        "palmette.runtime.detokenizer",
+        "palmette.types",
+        "palmette.specs",
+        "palmette.errors",
+    ),
     "palmette.lang": (
         "palmette.interpreter",
         "palmette.formats",
@@ -73,6 +94,9 @@ TOP = ("palmette.compat", "palmette.cli", "palmette.doctor", "palmette.__main__"
 DOOR = "palmette.interpreter.backends.local"
 LAZY_DOORS = ("palmette", "palmette.testing")
 EAGER_DOOR = "palmette.lang.engine"  # itself loaded at first use of `palmette.Engine`
+# The door to a server: it takes text and tokens from the runtime, and nothing that computes.
+HTTP_DOOR = "palmette.interpreter.backends.http"
+HTTP_PARTS = tuple(f"{HTTP_DOOR}_{part}" for part in ("client", "connect", "hints", "requests", "sglang"))
 
 NO_TORCH = ("palmette.errors", "palmette.types", "palmette.ir", "palmette.interpreter", "palmette.lang", "palmette.fsm")
 PURE = ("request", "radix_cache", "radix_node", "allocator", "policy", "scheduler", "cache_hints", "scheduled")
@@ -152,6 +176,30 @@ def test_the_door_into_the_runtime_is_opened_only_when_it_is_used() -> None:
     for module in MODULES:
         if module != EAGER_DOOR and within(module, "palmette.lang"):
             assert all(found.module != EAGER_DOOR for found in imports_of(module)), module
+
+
+def test_the_door_to_a_server_is_opened_only_when_it_is_used() -> None:
+    for module in MODULES:
+        if module == HTTP_DOOR or module in HTTP_PARTS or any(within(module, top) for top in TOP):
+            continue
+        for found in imports_of(module):
+            if found.module == HTTP_DOOR or found.module in HTTP_PARTS:
+                assert found.typing or (module in LAZY_DOORS and found.lazy), f"{module}:{found.line}"
+
+
+def test_the_client_of_a_server_imports_nothing_that_computes() -> None:
+    """Nor may anything that it imports, at any time, or that those import when they are."""
+    pending, seen = [HTTP_DOOR], set[str]()
+    while pending:
+        module = pending.pop()
+        seen.add(module)
+        for found in imports_of(module):
+            if found.typing or (found.lazy and not within(module, "palmette.interpreter")):
+                continue
+            heavy = ("torch", "transformers", "palmette.kernels", "palmette.runtime.server", DOOR)
+            assert not any(within(found.module, each) for each in heavy), f"{module}:{found.line}"
+            if found.module in MODULES and found.module not in seen:
+                pending.append(found.module)
 
 
 def test_the_language_half_and_the_automata_never_import_torch() -> None:

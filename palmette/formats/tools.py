@@ -131,6 +131,10 @@ TOOL_FORMATS: dict[str, ToolFormat] = {
     )
 }
 
+# For models whose template knows no tool calls: a call is the whole message. Not among TOOL_FORMATS, whose names are
+# families'.
+PLAIN = ToolFormat("json", trigger="", call_begin="", call_end="", parallel=False)
+
 
 def tool_format(name: str) -> ToolFormat:
     """Raises InvalidOption for a family without a known format."""

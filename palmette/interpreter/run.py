@@ -52,6 +52,7 @@ class ProgramRun:
         "ret_value",
         "roles",
         "seed",
+        "span",
         "streams",
         "usage",
     )
@@ -80,6 +81,7 @@ class ProgramRun:
         self.records: list[HoleRecord] = []
         self.streams: dict[StreamPath, Stream] = {}
         self.ret_value: Any = None  # of the body
+        self.span: Any = None  # of OpenTelemetry, see tracing.py
         self.body_error: BaseException | None = None
         self.over: Promise[None] = Promise()  # done when the body returned and every stream settled
         self.budget = budget or _NO_BUDGET

@@ -31,6 +31,7 @@ from palmette.interpreter.promise import Promise
 from palmette.interpreter.run import MAX_BRANCHES, ProgramRun
 from palmette.interpreter.steps import execute, tell_unused
 from palmette.interpreter.support import check_supported
+from palmette.interpreter.tracing import begin_hole
 from palmette.interpreter.transcript import Transcript
 from palmette.ir import (
     Checkpoint,
@@ -429,8 +430,10 @@ class Stream:
                 item = self._current = self._queue.popleft()
                 if not self._queue:
                     self._queue = None
+            span = None
             try:
                 if self.error is None or isinstance(item.node, Rollback):
+                    span = begin_hole(self.run, item) if self.run.span is not None else None
                     rest = execute(self, item)
                     if rest is not None:
                         await rest
@@ -452,6 +455,8 @@ class Stream:
             with self._lock:
                 self._current = None
             settle(item, error)
+            if span is not None:
+                span.end()
 
     def _interrupt_dropped(self) -> None:
         if self._task is not None and self._current is not None and self._current.dropped:

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias, TypeVar
 from palmette.errors import Cancelled, PalmetteError
 from palmette.interpreter.hole import awaited
 from palmette.interpreter.stream import Stream
+from palmette.interpreter.tracing import program_span
 from palmette.interpreter.workers import in_thread
 from palmette.ir import Gen, Select
 from palmette.lang.call import RunOptions
@@ -48,14 +49,14 @@ class Execution:
 
     def here(self) -> State:
         """Run a plain body on this thread and wait for every stream."""
-        with self._ending():
+        with program_span(self._run, self._call.name), self._ending():
             self._run.ret_value = self._returned(self._body())
             wait_for(self._run.executor.start(self._run.settle()))
         return self.state
 
     async def there(self) -> State:
         """Run the body from this loop: an `async def` here, a plain one on a thread of its own."""
-        with self._ending():
+        with program_span(self._run, self._call.name), self._ending():
             if inspect.iscoroutinefunction(self._call.func):
                 value = await self._body()
                 self._run.ret_value = await self.state.agen(value) if isinstance(value, Gen | Select) else value

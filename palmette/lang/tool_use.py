@@ -16,12 +16,11 @@ from typing import Any
 
 from palmette.errors import InvalidOption, UnsupportedConstraint
 from palmette.formats import Content, Event, ToolCallParser, ToolFormat, ToolSchema, detect, parse_calls, tool_spec
+from palmette.formats.tools import PLAIN as PLAIN  # constraints.py has it from here
 from palmette.ir import ToolUse
 from palmette.lang.tools import Tool, ToolCall
 from palmette.lang.types import typed
 from palmette.specs import JsonSchema, Spec
-
-PLAIN = ToolFormat("json", trigger="", call_begin="", call_end="", parallel=False)
 
 
 @dataclass(frozen=True, slots=True)

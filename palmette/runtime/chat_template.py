@@ -14,16 +14,20 @@ of messages is a power of two both are rendered and must agree.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from palmette.errors import NoChatTemplate, TemplateError, TemplateNotIncremental
 from palmette.types import Message, RolePieces, TextPiece
 
 if TYPE_CHECKING:
     from palmette.runtime.template_sandbox import CompiledTemplate
+
+# What `render_data` gives a template itself.
+OWN_VARIABLES = frozenset(("messages", "tools", "add_generation_prompt", "bos_token", "eos_token"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +71,33 @@ class ChatTemplate:
             NoChatTemplate: the model has none.
             TemplateError: the template is broken, refuses these messages, or ran out of its bounds.
         """
+        return self.render_data(
+            [{"role": m.role, "content": m.content} for m in messages], add_generation_prompt=add_generation_prompt
+        )
+
+    def render_data(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] = MappingProxyType({}),
+        add_generation_prompt: bool = False,
+    ) -> str:
+        """The same for messages that are more than a role and a text, as templates with tools read them.
+
+        Args:
+            tools: in OpenAI's form, {"type": "function", "function": {...}}.
+            variables: others that the template may ask for; none of its own (`OWN_VARIABLES`).
+        """
         return self._compiled.render(
             {
-                "messages": [{"role": m.role, "content": m.content} for m in messages],
+                "documents": None,
+                **variables,
+                "messages": messages,
                 "add_generation_prompt": add_generation_prompt,
                 "bos_token": self.bos_token,
                 "eos_token": self.eos_token,
-                "tools": None,
-                "documents": None,
+                "tools": tools,
             }
         )
 

@@ -23,6 +23,7 @@ from palmette.runtime.compiling import Compiler
 from palmette.runtime.config import RuntimeConfig, resolve
 from palmette.runtime.evaluate import evaluate, prepare
 from palmette.runtime.guide import Guide
+from palmette.runtime.kv_pool import KVPool
 from palmette.runtime.logit_ops import LogitOps
 from palmette.runtime.memory import KVMemory
 from palmette.runtime.model_runner import ModelRunner
@@ -42,6 +43,8 @@ from palmette.types import Event, FinishReason, GenerateRequest, ProgramEvent, R
 class Runner(Protocol):
     """What computes steps: ModelRunner or CompiledRunner."""
 
+    @property
+    def kv_pool(self) -> KVPool: ...
     @property
     def ops(self) -> LogitOps: ...
     def forward(self, batch: ScheduledBatch, masks: Sequence[NDArray[np.uint32] | None] | None = None) -> Tensor: ...
@@ -106,6 +109,11 @@ class EngineCore:
     def notify(self, event: ProgramEvent) -> None:
         """Hear what a program tells of its future."""
         self.scheduler.memory.hear(event)
+
+    def commit_memory(self) -> None:
+        """Take the whole KV pool from the system, before there is any request, so that memory stays flat later."""
+        assert not self.has_work, "the pool's contents are lost"
+        self._runner.kv_pool.commit()
 
     def flush_cache(self) -> None:
         """Forget every cached prefix that no running request uses."""

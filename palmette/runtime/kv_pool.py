@@ -79,6 +79,11 @@ class KVPool:
         """Keys and values of a layer, each (num_slots + 1, num_kv_heads, head_dim)."""
         return self._keys[index], self._values[index]
 
+    def commit(self) -> None:
+        """Have the system give all of the memory now; else it comes as slots are first used. Forgets what is there."""
+        for tensor in (*self._keys, *self._values):
+            tensor.zero_()
+
     @property
     def num_bytes(self) -> int:
         return sum(t.numel() * t.element_size() for t in (*self._keys, *self._values))

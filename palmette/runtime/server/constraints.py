@@ -244,8 +244,13 @@ class ConstraintWorkers:
         Raises:
             OSError: there can be no further process.
         """
-        if not self._lanes:
-            self._open_lane(await _Worker.spawn(self._setup))
+        if self._lanes or self._is_closed:
+            return
+        worker = await _Worker.spawn(self._setup)
+        if self._lanes or self._is_closed:  # meanwhile
+            await worker.end()
+        else:
+            self._open_lane(worker)
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -261,7 +266,7 @@ class ConstraintWorkers:
             RequestError: it could not be tried, through no fault of its own; the log says why.
             EngineDied: the workers are closed.
         """
-        return await self._unenforced(spec, try_spec(spec))
+        return await self._unenforced(spec, lambda: try_spec(spec))
 
     async def check_pattern(self, text: str) -> None:
         """A stop pattern.
@@ -270,7 +275,7 @@ class ConstraintWorkers:
             InvalidOption: it matches the empty text, or asks for a text's start or end.
             UnsupportedConstraint, Overloaded, RequestError, EngineDied: as `check`.
         """
-        await self._unenforced(text, try_pattern(text))
+        await self._unenforced(text, lambda: try_pattern(text))
 
     async def close(self) -> None:
         """End the workers; whoever waits gets EngineDied. May be called twice."""
@@ -289,7 +294,7 @@ class ConstraintWorkers:
 
     # -- asking --
 
-    async def _unenforced(self, key: _Key, order: TrySpec | TryPattern) -> tuple[str, ...]:
+    async def _unenforced(self, key: _Key, order: Callable[[], TrySpec | TryPattern]) -> tuple[str, ...]:
         if self._is_closed:
             raise EngineDied(_CLOSED)
         verdict = self._verdicts.get(key) or await self._queued(key, order)
@@ -305,9 +310,9 @@ class ConstraintWorkers:
             raise RequestError("the constraint could not be tried, which is a fault of the server's: its log says more")
         return verdict.unenforced
 
-    async def _queued(self, key: _Key, order: TrySpec | TryPattern) -> Verdict | Failed | None:
+    async def _queued(self, key: _Key, order: Callable[[], TrySpec | TryPattern]) -> Verdict | Failed | None:
         """The verdict of this trial, or of the same one that is under way; without anybody asking it is not begun."""
-        trial = self._trials.get(key) or self._enqueue(key, message(order))
+        trial = self._trials.get(key) or self._enqueue(key, message(order()))
         trial.num_asking += 1
         try:
             return await asyncio.shield(trial.verdict)

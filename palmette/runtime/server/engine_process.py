@@ -30,6 +30,7 @@ from palmette.types import Event, FinishReason, Request, TokenEvent
 logger = logging.getLogger(__name__)
 
 BEAT_SECONDS = 1.0
+NICENESS = 15  # computing can wait for the front, which has little to do and should do it at once
 DIED = 4  # exit code: an error that is not one request's
 
 
@@ -120,9 +121,12 @@ def main() -> None:
     source = lease.lines()
     settings = lease.read_settings(source, EngineSettings)
     lease.hold(source, settings.process.directory)
+    os.nice(NICENESS)
     try:
         loaded = open_model(settings.config.runtime.model)
         core = build_engine(loaded, settings.config.runtime)
+        _ = core.compiler.vocabulary  # now, not in the middle of the first constraint's step
+        core.commit_memory()
     except PalmetteError as error:
         lease.tell(EngineReport(failed=str(error)))
         raise SystemExit(BAD_SETTINGS) from None

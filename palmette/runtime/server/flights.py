@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from palmette.errors import Cancelled, EngineDied, HoleTimeout, PalmetteError, RequestError
-from palmette.runtime.request import refusal
+from palmette.runtime.request import as_request_error, refusal
 from palmette.types import Event, FinishReason, GenerateRequest, Request, TokenEvent
 
 MAX_CRASHES = 2  # of the engine with the same request in flight
@@ -171,8 +171,8 @@ class Flights:
         """Events of the engine that lives now."""
         for event in events:
             flight = self._live.get(event.request_id)
-            if flight is None or flight.ended:
-                continue  # it was closed here while the event was on its way
+            if flight is None or flight.ended or not flight.sent:
+                continue  # closed here while the event was on its way, or an answer of an engine that died
             flight.take(event)
             if not flight.ended and flight.unread > self._max_unread:
                 self._cancel(flight)
@@ -205,8 +205,12 @@ class Flights:
         if left <= 0:
             self._end(flight, HoleTimeout("the request's time ran out"))
             return
+        try:
+            self._transport.submit(replace(flight.request, timeout=left))
+        except Exception as error:  # noqa: BLE001 - one request is one failure domain: the others are sent
+            self._end(flight, as_request_error(error))
+            return
         flight.sent = True
-        self._transport.submit(replace(flight.request, timeout=left))
 
     def _cancel(self, flight: Flight) -> None:
         if flight.sent and self._transport is not None:

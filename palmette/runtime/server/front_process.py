@@ -7,6 +7,7 @@ torch. Run as `python -m palmette.runtime.server.front_process` by the superviso
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import socket
 import sys
@@ -52,6 +53,7 @@ class Front:
         self.service = Service(config, tokenizer, template, self.constraints, time.monotonic)
         self._settings = settings
         self._link: ProcessLink | None = None
+        self._generation = 0  # of the engine it leads to, or led to
         self._server: uvicorn.Server | None = None
 
     async def serve(self, source: Iterator[bytes]) -> None:
@@ -59,9 +61,8 @@ class Front:
         loop = asyncio.get_running_loop()
         lease.hold(source, self._settings.process.directory, lambda line: loop.call_soon_threadsafe(self._obey, line))
         await self.constraints.start()
-        limits = self._settings.config.limits
         config = uvicorn.Config(
-            build_app(self.service), http=bounded_protocol(limits), lifespan="off", log_config=_log_config(),
+            build_app(self.service), http=bounded_protocol(self.service), lifespan="off", log_config=_log_config(),
             log_level=self._settings.log_level, access_log=False, server_header=False, proxy_headers=False,
             timeout_graceful_shutdown=5, backlog=4096,
         )  # fmt: skip
@@ -77,7 +78,7 @@ class Front:
 
     def _obey(self, line: bytes) -> None:
         order = msgspec.json.decode(line, type=Order)
-        if order.ready is not None:
+        if order.ready is not None and order.generation != self._generation:
             self._attach(order.ready, order.generation)
         if order.died is not None:
             self._detach(order.died)
@@ -90,6 +91,7 @@ class Front:
 
     def _attach(self, ready: Ready, generation: int) -> None:
         self._detach("the engine was replaced")
+        self._generation = generation
         link = ProcessLink(self._settings.process, generation, self.service.flights.take)
         self._link = link
         card = ModelCard(
@@ -134,6 +136,9 @@ def main() -> None:
     except PalmetteError as error:
         lease.tell(FrontReport(failed=str(error)))
         raise SystemExit(BAD_SETTINGS) from None
+    # What is here now stays; and a burst of requests is not to be looked through every few hundred objects.
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 50)
     with asyncio.Runner(loop_factory=uvicorn.Config("").get_loop_factory()) as runner:
         runner.run(front.serve(source))
 

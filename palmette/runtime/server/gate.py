@@ -37,8 +37,14 @@ class _Lane:
     """A client's queue."""
 
     virtual_time: float = 0.0
-    waiting: list[_Waiting] = field(default_factory=list)  # a heap
-    num_waiting: int = 0  # without those that gave up
+    waiting: list[_Waiting] = field(default_factory=list)  # a heap; those that gave up are in it until somebody looks
+    num_waiting: int = 0  # less those that gave up, once their task has run
+
+    def sweep(self) -> None:
+        """Forget those that gave up when most have, so that who comes and goes leaves nothing behind."""
+        if len(self.waiting) > 2 * self.num_waiting + 64:
+            self.waiting = [waiting for waiting in self.waiting if not waiting.admitted.done()]
+            heapq.heapify(self.waiting)
 
 
 class Gate:
@@ -50,7 +56,7 @@ class Gate:
             shares: there are several clients: none may fill more than half of the queue.
         """
         self._limits, self._clock = limits, clock
-        self._lane_limit = limits.max_waiting // 2 if shares else limits.max_waiting
+        self._lane_limit = max(1, limits.max_waiting // 2) if shares else limits.max_waiting
         self._lanes: dict[str, _Lane] = {}
         self._numbers = itertools.count()
         self._virtual_time = 0.0
@@ -112,13 +118,18 @@ class Gate:
                 self.leave()
             else:
                 self._drop(lane, tokens)
+                lane.sweep()
             if isinstance(error, TimeoutError):
                 raise HoleTimeout(f"no turn came within {timeout:.0f} s: the server is busy") from None
             raise
 
     def _admit(self) -> None:
-        while self.num_inside < self._limits.max_in_engine and self.num_waiting:
-            lane = min((lane for lane in self._lanes.values() if lane.num_waiting), key=lambda lane: lane.virtual_time)
+        while self.num_inside < self._limits.max_in_engine:
+            # By who is in the heap: who gave up a moment ago is still counted until his task runs.
+            lanes = (lane for lane in self._lanes.values() if lane.waiting)
+            lane = min(lanes, key=lambda lane: lane.virtual_time, default=None)
+            if lane is None:
+                break
             waiting = heapq.heappop(lane.waiting)
             if waiting.admitted.done():
                 continue  # it gave up
@@ -130,7 +141,7 @@ class Gate:
             self._lanes = {
                 name: lane
                 for name, lane in self._lanes.items()
-                if lane.num_waiting or lane.virtual_time > self._virtual_time
+                if lane.waiting or lane.virtual_time > self._virtual_time
             }
 
     def _advance(self, lane: _Lane, tokens: int) -> None:

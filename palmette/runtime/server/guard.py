@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from palmette.runtime.server.config import ServerConfig
 from palmette.runtime.server.http import HTTPError, error_response
+from palmette.runtime.server.protocol import WORK
 from palmette.runtime.server.service import Service
 
 PUBLIC = frozenset({"/health", "/live", "/ping"})  # tell nothing but whether the server serves
@@ -35,12 +36,19 @@ class Guard:
             await error_response(error)(scope, receive, send)
             return
         bounded = _BoundedBody(receive, self._service.config.limits.max_body)
+        is_work = scope["path"] in WORK
+        if is_work and self._service.is_full:
+            await error_response(self._service.refusal())(scope, receive, send)
+            return
+        self._service.num_working += is_work
         try:
             await self._app(scope, bounded, send)
         except HTTPError as error:
             if error.status != 413:
                 raise
             await error_response(error)(scope, receive, send)
+        finally:
+            self._service.num_working -= is_work
 
     def _check(self, scope: Scope) -> None:
         limits = self._service.config.limits

@@ -69,12 +69,13 @@ def client_of(request: Request) -> Client:
 
 
 async def read_body(request: Request, kind: type[Body]) -> Body:
-    """The request's JSON as `kind`.
+    """The request's JSON as `kind`. Waits for its turn before it parses.
 
     Raises:
         HTTPError: 400, naming the first field that is wrong.
     """
     raw = await request.body()
+    await service_of(request).turnstile.turn()
     try:
         data = json.loads(raw)  # as lenient with big numbers as clients are; NaN is refused by the fields
     except (ValueError, RecursionError) as error:

@@ -22,15 +22,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from palmette.errors import InvalidOption, PromptTooLong
 from palmette.runtime.server.clients import Client
 from palmette.runtime.server.http import client_of, json_response, read_body, service_of
-from palmette.runtime.server.service import ModelCard, Service
-from palmette.errors import InvalidOption, PromptTooLong
+from palmette.runtime.server.service import ModelCard
 from palmette.types import BranchesEnded, ForkDeclared, Hints, ProgramEnded, ProgramEvent
 
 MAX_PROGRAMS = 4096  # of one client that are remembered at once
 MAX_SIBLINGS = 65_536  # of one client that were announced and have not come
 MAX_DEPTH = 1024  # forks inside forks of one stream
+_MIN_DELAY = 0.01  # seconds between two looks
 
 Count = Annotated[int, Field(ge=0, lt=1 << 31)]
 ProgramId = Annotated[str, Field(min_length=1, max_length=128)]
@@ -53,8 +54,9 @@ class ProgramBody(BaseModel):
 @dataclass(slots=True)
 class _Program:
     name: str  # the engine's
-    last: float  # request's end or beginning, on the clock; seconds
+    last: float  # when it was heard of, on the clock; seconds
     live: int = 0  # requests
+    has_ended: bool = False
     # announced siblings that have not come, by the length of what they share: tokens
     awaited: dict[int, int] = field(default_factory=dict)
 
@@ -70,7 +72,7 @@ class _Tenant:
 class ProgramBook:
     """All programs that anything is remembered of. Used by one event loop; the clock is given."""
 
-    def __init__(self, notify: Callable[[Client, ProgramEvent], None], clock: Callable[[], float], ttl: float) -> None:
+    def __init__(self, notify: Callable[[ProgramEvent], None], clock: Callable[[], float], ttl: float) -> None:
         """
         Args:
             notify: tells the engine, if there is one.
@@ -87,7 +89,7 @@ class ProgramBook:
     @contextmanager
     def request(self, client: Client, body: ProgramBody | None) -> Iterator[Hints]:
         """The hints of a request that runs as long as the block. Hints() where the client's bounds are reached."""
-        program = None if body is None else self._program(client, body.id)
+        program = None if body is None else self._heard_of(client, body.id)
         if body is None or program is None:
             yield Hints()
             return
@@ -103,15 +105,17 @@ class ProgramBook:
             )
         finally:
             program.live -= 1
-            program.last = self._clock()
-            self._set_timer()
+            if not program.has_ended:
+                self._touch(client, body.id, program)
+            elif not program.live:
+                self._notify(ProgramEnded(program.name))  # of what it left in the cache since it was ended
 
     def fork(self, client: Client, program_id: str, token_ids: Sequence[int], siblings: int, namespace: str) -> bool:
         """`siblings` streams are about to extend `token_ids`. Was it passed on?"""
-        program = self._program(client, program_id)
+        program = self._heard_of(client, program_id)
         if program is None or not self._announce(client, program, len(token_ids), siblings):
             return False
-        self._notify(client, ForkDeclared(program.name, tuple(token_ids), siblings, namespace))
+        self._notify(ForkDeclared(program.name, tuple(token_ids), siblings, namespace))
         return True
 
     def branches_ended(
@@ -120,9 +124,9 @@ class ProgramBook:
         """`count` of the streams announced behind `token_ids` will not come. Was it passed on?"""
         tenant = self._tenants.get(client)
         program = None if tenant is None else tenant.programs.get(program_id)
-        if tenant is None or program is None or not self._awaited(tenant, program, len(token_ids), -count):
+        if tenant is None or program is None or not self._count(tenant, program, len(token_ids), -count):
             return False
-        self._notify(client, BranchesEnded(program.name, tuple(token_ids), count, namespace))
+        self._notify(BranchesEnded(program.name, tuple(token_ids), count, namespace))
         return True
 
     def end(self, client: Client, program_id: str) -> bool:
@@ -135,11 +139,8 @@ class ProgramBook:
 
     def sweep(self) -> None:
         """Forget the programs of which nothing came for so long."""
-        now = self._clock()
         for client, tenant in list(self._tenants.items()):
-            for program_id, program in list(tenant.programs.items()):
-                if not program.live and now - program.last >= self._ttl:
-                    self._forget(client, tenant, program_id)
+            self._sweep(client, tenant)
 
     def close(self) -> None:
         """Stop the timer."""
@@ -147,40 +148,43 @@ class ProgramBook:
             self._timer.cancel()
             self._timer = None
 
-    def _program(self, client: Client, program_id: str) -> _Program | None:
-        """The program, heard of now; None = the client has as many as it may."""
+    def _heard_of(self, client: Client, program_id: str) -> _Program | None:
+        """The program; None = the client has as many as it may."""
+        tenant = self._tenants.get(client)
+        if tenant is not None:
+            self._sweep(client, tenant)
         tenant = self._tenants.setdefault(client, _Tenant())
         program = tenant.programs.get(program_id)
         if program is None:
             if len(tenant.programs) >= MAX_PROGRAMS:
-                self.sweep()
-                tenant = self._tenants.setdefault(client, _Tenant())
-            if len(tenant.programs) >= MAX_PROGRAMS:
                 return None
-            # A name holds no "/" that is not ours: clients' names are ours, and come first.
+            # The name of a client holds no "/", so no two clients' programs have the same name.
             program = tenant.programs[program_id] = _Program(f"{client.name}/{program_id}", self._clock())
-        program.last = self._clock()
-        self._set_timer()
+        self._touch(client, program_id, program)
         return program
+
+    def _touch(self, client: Client, program_id: str, program: _Program) -> None:
+        program.last = self._clock()
+        self._tenants[client].programs.move_to_end(program_id)
+        if self._timer is None:
+            self._set_timer(self._ttl)
 
     def _arrive(self, client: Client, program: _Program, body: ProgramBody) -> bool:
         """One of a fork's streams comes; the first of a fork that nobody announced announces it."""
-        if body.shared_len not in program.awaited and not self._announce(
-            client, program, body.shared_len, body.siblings
-        ):
+        is_known = body.shared_len in program.awaited
+        if not is_known and not self._announce(client, program, body.shared_len, body.siblings):
             return False
-        self._awaited(self._tenants[client], program, body.shared_len, -1)
-        return True
+        return self._count(self._tenants[client], program, body.shared_len, -1)
 
     def _announce(self, client: Client, program: _Program, shared_len: int, siblings: int) -> bool:
         tenant = self._tenants[client]
         if tenant.awaited + siblings > MAX_SIBLINGS:
             return False
         program.awaited.setdefault(shared_len, 0)
-        return self._awaited(tenant, program, shared_len, siblings)
+        return self._count(tenant, program, shared_len, siblings)
 
-    def _awaited(self, tenant: _Tenant, program: _Program, shared_len: int, change: int) -> bool:
-        """Count siblings that are announced, or came. False = none are known behind so many tokens."""
+    def _count(self, tenant: _Tenant, program: _Program, shared_len: int, change: int) -> bool:
+        """Siblings were announced, came, or never will. False = none are known behind so many tokens."""
         known = program.awaited.get(shared_len)
         if known is None:
             return False
@@ -192,20 +196,112 @@ class ProgramBook:
             del program.awaited[shared_len]
         return True
 
+    def _sweep(self, client: Client, tenant: _Tenant) -> None:
+        now = self._clock()
+        while tenant.programs:
+            program_id, program = next(iter(tenant.programs.items()))
+            if now - program.last < self._ttl:
+                return
+            if program.live:  # its request is its last, and still runs
+                program.last = now
+                tenant.programs.move_to_end(program_id)
+            else:
+                self._forget(client, tenant, program_id)
+
     def _forget(self, client: Client, tenant: _Tenant, program_id: str) -> None:
         program = tenant.programs.pop(program_id)
+        program.has_ended = True
         tenant.awaited -= sum(program.awaited.values())
         if not tenant.programs:
             self._tenants.pop(client, None)
-        self._notify(client, ProgramEnded(program.name))
+        self._notify(ProgramEnded(program.name))
 
-    def _set_timer(self) -> None:
-        """One timer, while there are programs."""
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._ttl / 2, self._on_timer)
+    def _set_timer(self, delay: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(delay, self._on_timer)
 
     def _on_timer(self) -> None:
+        """One timer, while there are programs: at the time when the first of them may be due."""
         self._timer = None
         self.sweep()
-        if self._tenants:
-            self._set_timer()
+        oldest = [next(iter(tenant.programs.values())).last for tenant in self._tenants.values()]
+        if oldest:
+            self._set_timer(max(_MIN_DELAY, min(oldest) + self._ttl - self._clock()))
+
+
+def book_of(request: Request) -> ProgramBook:
+    """The application's book, made at first use."""
+    state = request.app.state
+    if not hasattr(state, "programs"):
+        service = service_of(request)
+        state.programs = ProgramBook(service.notify, service.clock, service.config.limits.program_ttl)
+    book: ProgramBook = state.programs
+    return book
+
+
+# -- endpoints ---------------------------------------------------------------------------------------------------------
+
+
+class EndBody(BaseModel):
+    model_config = ConfigDict(strict=True, hide_input_in_errors=True)
+
+    program: ProgramId
+
+
+class ForkBody(EndBody):
+    input_ids: TokenIds  # what the streams extend
+    siblings: Annotated[int, Field(ge=1, lt=1 << 31)]
+    cache_salt: Annotated[str, Field(max_length=256)] | None = None
+
+
+class BranchesEndedBody(EndBody):
+    input_ids: TokenIds
+    count: Annotated[int, Field(ge=1, lt=1 << 31)]
+    cache_salt: Annotated[str, Field(max_length=256)] | None = None
+
+
+async def fork(request: Request) -> Response:
+    body = await read_body(request, ForkBody)
+    client = client_of(request)
+    check_token_ids(service_of(request).model, body.input_ids)
+    namespace = client.scope(body.cache_salt or "")
+    return _told(book_of(request).fork(client, body.program, body.input_ids, body.siblings, namespace))
+
+
+async def branches_ended(request: Request) -> Response:
+    body = await read_body(request, BranchesEndedBody)
+    client = client_of(request)
+    check_token_ids(service_of(request).model, body.input_ids)
+    namespace = client.scope(body.cache_salt or "")
+    return _told(book_of(request).branches_ended(client, body.program, body.input_ids, body.count, namespace))
+
+
+async def end(request: Request) -> Response:
+    body = await read_body(request, EndBody)
+    return _told(book_of(request).end(client_of(request), body.program))
+
+
+def check_token_ids(card: ModelCard, token_ids: Sequence[int], field: str = "input_ids") -> None:
+    """
+    Raises:
+        InvalidOption: no token, or one that the model does not have.
+        PromptTooLong: more than the context holds.
+    """
+    if not token_ids:
+        raise InvalidOption(field, [], "at least one token id")
+    if min(token_ids) < 0 or max(token_ids) >= card.vocab_size:
+        wrong = next(token for token in token_ids if not 0 <= token < card.vocab_size)
+        raise InvalidOption(field, wrong, f"token ids from 0 to {card.vocab_size - 1}")
+    if len(token_ids) > card.context_len:
+        raise PromptTooLong(len(token_ids), card.context_len, "the context")
+
+
+def _told(was_noted: bool) -> Response:
+    """Hints that are beyond a client's bounds are no error: they only change nothing."""
+    return json_response({"noted": was_noted})
+
+
+ROUTES = (
+    ("/palmette/program/fork", ("POST",), fork),
+    ("/palmette/program/branches_ended", ("POST",), branches_ended),
+    ("/program/end", ("POST",), end),
+)

@@ -1,23 +1,35 @@
-"""uvicorn's HTTP protocol with two things it has not: a bound on headers while they arrive, and a way to hang up.
+"""uvicorn's HTTP protocol with three things it has not: a bound on headers while they arrive, a refusal that costs next
+to nothing, and a way to hang up.
 
-A response that nobody reads stays in the socket's buffer for ever if it is closed politely: `scope["extensions"]` gets
-`palmette.abort`, which drops the connection at once.
+Ten thousand requests that arrive at once, most of which there is no room for, would keep whoever asks for /health
+waiting: they are answered here, before anything else is made for them. A response that nobody reads stays in the
+socket's buffer for ever if it is closed politely: `scope["extensions"]` gets `palmette.abort`, which drops the
+connection at once.
 """
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from palmette.runtime.server.config import ServerLimits
+from palmette.errors import Overloaded
+from palmette.runtime.server.service import Service
 
 ABORT = "palmette.abort"
+WORK = frozenset(  # paths that ask for so much that they are not even read while there is no room
+    {
+        "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/generate", "/palmette/score",
+        "/tokenize", "/detokenize",
+    }
+)  # fmt: skip
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
-def bounded_protocol(limits: ServerLimits) -> type[HttpToolsProtocol]:
+def bounded_protocol(service: Service) -> type[HttpToolsProtocol]:
     """The protocol class for uvicorn's `http=`."""
+    max_header = service.config.limits.max_header
 
     class BoundedProtocol(HttpToolsProtocol):
         _header_bytes = 0
@@ -27,7 +39,7 @@ def bounded_protocol(limits: ServerLimits) -> type[HttpToolsProtocol]:
             if self._in_headers:
                 self._header_bytes += len(data)
                 # A body may have come with the last of the headers: that is bounded by the size of one read.
-                if self._header_bytes > limits.max_header + (256 << 10):
+                if self._header_bytes > max_header + (256 << 10):
                     self.transport.write(_TOO_LARGE)
                     self.transport.abort()
                     return
@@ -43,4 +55,24 @@ def bounded_protocol(limits: ServerLimits) -> type[HttpToolsProtocol]:
             extensions[ABORT] = self.transport.abort
             super().on_headers_complete()
 
+        def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+            if service.is_full and cycle.scope["path"] in WORK:
+                cycle.response_started = cycle.response_complete = True
+                self.transport.write(_refusal(service.refusal()))
+                if not cycle.keep_alive:
+                    self.transport.close()
+                cycle.on_response()
+            else:
+                super()._start_asgi_task(cycle, app)
+
     return BoundedProtocol
+
+
+def _refusal(error: Overloaded) -> bytes:
+    """What `http.error_response` would say, as it goes over the wire."""
+    said = {"message": str(error), "type": "rate_limit_error", "param": None, "code": "rate_limit_exceeded"}
+    body = json.dumps({"error": said}).encode()
+    return (
+        b"HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/json\r\nretry-after: %d\r\n"
+        b"content-length: %d\r\n\r\n%s" % (error.retry_after, len(body), body)
+    )

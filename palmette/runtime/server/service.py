@@ -15,12 +15,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from palmette.errors import Cancelled, EngineDied, PalmetteError, RequestError
+from palmette.errors import Cancelled, EngineDied, Overloaded, PalmetteError, RequestError
 from palmette.runtime.chat_template import ChatTemplate
 from palmette.runtime.server.clients import Client, Clients
 from palmette.runtime.server.config import ServerConfig
 from palmette.runtime.server.flights import Flight, Flights, Transport
 from palmette.runtime.server.gate import Gate
+from palmette.runtime.server.turnstile import Turnstile
 from palmette.runtime.stats import Stats
 from palmette.runtime.tokenizer import Tokenizer
 from palmette.specs import Spec
@@ -116,6 +117,8 @@ class Service:
     is_stalled: bool = False  # the engine gives no sign of life
     num_restarts: int = 0  # of the engine
     observers: list[Observer] = field(default_factory=list)
+    num_working: int = 0  # HTTP requests for work that are being read, waited for or answered
+    turnstile: Turnstile = field(default_factory=Turnstile)
     _numbers: int = 0
     _nonce: str = field(default_factory=lambda: secrets.token_hex(4))
 
@@ -153,6 +156,17 @@ class Service:
         return self.card
 
     # -- for endpoints --
+
+    @property
+    def is_full(self) -> bool:
+        """Is there no room for another HTTP request, so that nothing need be spent on it?"""
+        limits = self.config.limits
+        return self.num_working >= limits.max_waiting + limits.max_in_engine
+
+    def refusal(self) -> Overloaded:
+        """What a request is told that there is no room for."""
+        self.gate.num_refused += 1
+        return Overloaded(self.gate.retry_after())
 
     def new_id(self, prefix: str = "") -> str:
         """An id that no other request has."""

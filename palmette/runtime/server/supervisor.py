@@ -25,11 +25,13 @@ import tempfile
 import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
 from palmette.errors import InvalidOption, PalmetteError
+from palmette.runtime.models.find import find_model
 from palmette.runtime.server.config import ServerConfig
 from palmette.runtime.server.lease import ProcessSettings
 from palmette.runtime.server.orders import EngineReport, EngineSettings, FrontReport, FrontSettings, Order
@@ -40,6 +42,7 @@ LOAD_SECONDS = 600.0  # that an engine may take to load its model
 QUICK_DEATH = 10.0  # seconds of service before which a death counts as another of the same kind
 MAX_PAUSE = 30.0  # seconds before an engine that keeps dying is tried again
 MAX_FILES = 65536
+TINY = "tiny"
 PREFIX = "palmette-"  # of the directory
 
 
@@ -243,12 +246,28 @@ def sweep() -> None:
                 shutil.rmtree(directory, ignore_errors=True)
 
 
+def resolved(config: ServerConfig) -> ServerConfig:
+    """With the model's path and name found, so that none of the children looks for it, least of all on a hub.
+
+    Raises:
+        ModelNotFound: nothing has this name.
+    """
+    options = config.runtime.model
+    if options.model_path == TINY:
+        return config
+    path, name = find_model(options.model_path)
+    runtime = replace(config.runtime, model=replace(options, model_path=str(path)))
+    return replace(config, runtime=runtime, served_model_name=config.served_model_name or name)
+
+
 def serve(config: ServerConfig, started: Callable[[str], None], *, log_level: str = "info") -> None:
     """Serve until SIGTERM or SIGINT, then drain.
 
     Raises:
+        ModelNotFound: nothing has this name.
         InvalidOption, CannotServe: see `Supervisor.run`.
     """
+    config = resolved(config)
     sweep()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # each client's connection is a file
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, MAX_FILES)), hard))

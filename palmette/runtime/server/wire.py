@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from palmette import errors
-from palmette.errors import PalmetteError, RequestError
+from palmette.errors import InvalidOption, PalmetteError, RequestError
 from palmette.ir.spec_data import spec_data, spec_of
 from palmette.runtime.stats import Stats
 from palmette.types import (
@@ -182,8 +182,15 @@ class BadMessage(Exception):
 
 
 def to_frames(secret: bytes, message: ToEngine | Step) -> list[bytes]:
-    """The frames of a message."""
-    return [secret, _encoder.encode(message)]
+    """The frames of a message.
+
+    Raises:
+        InvalidOption: it holds a text or a number that nothing can write.
+    """
+    try:
+        return [secret, _encoder.encode(message)]
+    except (UnicodeEncodeError, OverflowError):
+        raise InvalidOption("request", "...", "texts without lone surrogates, and integers of 64 bits") from None
 
 
 def read_for_engine(secret: bytes, frames: list[bytes]) -> ToEngine:
@@ -205,7 +212,7 @@ def _read(secret: bytes, frames: list[bytes], decoder: Any) -> Any:
         raise BadMessage(f"a message of {len(frames[1])} bytes")
     try:
         return decoder.decode(frames[1])
-    except (msgspec.MsgspecError, PalmetteError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError, PalmetteError) as error:
         raise BadMessage(f"a message that is none of ours: {error}") from error
 
 
@@ -296,9 +303,9 @@ def error_to_wire(error: PalmetteError | None) -> WireError | None:
     """A cause stays behind: it may name files and addresses."""
     if error is None:
         return None
-    plain = {k: v for k, v in vars(error).items() if v is None or isinstance(v, str | int | float | bool)}
+    plain = {name: _written(value) for name, value in vars(error).items() if _is_plain(value)}
     kind = next(c.__name__ for c in type(error).__mro__ if c.__name__ in _ERRORS or c is PalmetteError)
-    return WireError(kind, Exception.__str__(error), plain)
+    return WireError(kind, _written(Exception.__str__(error)), plain)
 
 
 def error_of(wire: WireError | None) -> PalmetteError | None:
@@ -310,3 +317,14 @@ def error_of(wire: WireError | None) -> PalmetteError | None:
     Exception.__init__(error, wire.message)
     vars(error).update(wire.fields)
     return error
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, int):
+        return -(1 << 63) <= value < 1 << 64
+    return value is None or isinstance(value, str | float)
+
+
+def _written(value: Any) -> Any:
+    """A text with lone surrogates spelled out: an error may quote what somebody sent."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value

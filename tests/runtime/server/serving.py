@@ -67,7 +67,7 @@ def serving(loaded: LoadedModel, config: ServerConfig | None = None) -> Iterator
         service = Service(config, tokenizer, tokenizer.chat_template, ThreadConstraints(tokenizer), time.monotonic)
         link = LocalLink(service, loaded)
         settings = uvicorn.Config(
-            build_app(service), http=bounded_protocol(config.limits), lifespan="off", log_level="warning",
+            build_app(service), http=bounded_protocol(service), lifespan="off", log_level="warning",
             access_log=False, timeout_graceful_shutdown=1,
         )  # fmt: skip
         server = uvicorn.Server(settings)
