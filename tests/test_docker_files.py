@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -260,3 +260,15 @@ def test_the_checks_find_what_they_look_for() -> None:
         shlex.split(instructions("RUN echo 'a \\\n  b")[0].rest)
     with pytest.raises(Exception, match="No such option"):
         parsed(["--no-such-option"])
+
+
+def test_the_page_for_operators_names_each_flag_limit_and_image() -> None:
+    page = (ROOT / "docs" / "operators.md").read_text(encoding="utf-8")
+    params = typer.main.get_command(cli).commands["serve"].params  # type: ignore[attr-defined]
+    names = {param.opts[0] for param in params if param.opts[0] not in ("--log-level", "--option")}
+    names |= {param.envvar for param in params if param.envvar}
+    names |= {field.name for field in fields(ServerLimits)}
+    missing = {name for name in names if f"`{name}`" not in page and f"`{name} " not in page}
+    assert not missing
+    for path in re.findall(r"`?(docker/[\w./-]+\w)", page):
+        assert (ROOT / path).exists() or path == "docker/models", path

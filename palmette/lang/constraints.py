@@ -14,10 +14,10 @@ from typing import Any
 
 from palmette.errors import InvalidOption, PalmetteError, UnsupportedConstraint
 from palmette.formats import ToolFormat
+from palmette.formats.structural_tags import structural_spec
 from palmette.interpreter.tracer import is_symbolic
 from palmette.ir import Constraint, Gen, Node, TextFilter, ToolUse, UnboundType
 from palmette.lang.dtypes import dtype_regex
-from palmette.lang.structural_tags import structural_spec
 from palmette.lang.tool_use import PLAIN, WithoutCalls, form_of, read_reply, use_spec
 from palmette.lang.types import typed
 from palmette.specs import Grammar, JsonSchema, Regex, Spec, Tagged

@@ -118,6 +118,7 @@ class EngineServer:
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s engine: %(message)s", stream=sys.stderr)
+    lease.own_stdout()
     source = lease.lines()
     settings = lease.read_settings(source, EngineSettings)
     lease.hold(source, settings.process.directory)

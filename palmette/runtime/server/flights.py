@@ -40,7 +40,7 @@ class Flight:
     """
 
     __slots__ = ("_events", "_flights", "_unread", "_waiter", "crashes", "deadline", "ended", "handed_out", "request",
-                 "sent", "whole")  # fmt: skip
+                 "sent", "times", "whole")  # fmt: skip
 
     def __init__(self, flights: Flights, request: Request, deadline: float, *, whole: bool) -> None:
         self.request = request
@@ -50,6 +50,7 @@ class Flight:
         self.sent = False  # to the engine that lives now
         self.handed_out = False
         self.ended = False  # its last event is known
+        self.times: list[float] = []  # at which events with tokens came, whether or not somebody read them
         self._flights = flights
         self._events: deque[Event] = deque()
         self._unread = 0  # characters
@@ -83,11 +84,13 @@ class Flight:
         """Nobody reads it any more. May be called twice."""
         self._flights.forget(self)
 
-    def take(self, event: Event) -> None:
-        """An event of the engine's."""
+    def take(self, event: Event, now: float) -> None:
+        """An event of the engine's, or the end that it did not bring."""
         self._events.append(event)
         if isinstance(event, TokenEvent):
             self._unread += len(event.text)
+            if event.token_ids:
+                self.times.append(now)
             self.ended = event.finish is not None
         else:
             self.ended = True
@@ -101,6 +104,7 @@ class Flight:
     def restart(self) -> None:
         """Forget what came from an engine that died."""
         self._events.clear()
+        self.times.clear()
         self._unread = 0
         self.sent = False
 
@@ -169,11 +173,12 @@ class Flights:
 
     def take(self, events: Iterable[Event]) -> None:
         """Events of the engine that lives now."""
+        now = self._clock()
         for event in events:
             flight = self._live.get(event.request_id)
             if flight is None or flight.ended or not flight.sent:
                 continue  # closed here while the event was on its way, or an answer of an engine that died
-            flight.take(event)
+            flight.take(event, now)
             if not flight.ended and flight.unread > self._max_unread:
                 self._cancel(flight)
                 self._end(flight, RequestError(f"the client left {flight.unread} characters unread"))
@@ -197,7 +202,7 @@ class Flights:
         """Its reader is gone: what has not ended is cancelled."""
         if self._live.pop(flight.request.request_id, None) is flight and not flight.ended:
             self._cancel(flight)
-            flight.take(refusal(flight.request, FinishReason.CANCELLED, Cancelled("the reader left")))
+            flight.take(refusal(flight.request, FinishReason.CANCELLED, Cancelled("the reader left")), self._clock())
 
     def _send(self, flight: Flight) -> None:
         assert self._transport is not None, "there is an engine"
@@ -220,4 +225,4 @@ class Flights:
         kept = flight.handed_out and isinstance(flight.request, GenerateRequest)
         if not kept:
             flight.restart()
-        flight.take(refusal(flight.request, FinishReason.FAILED, error))
+        flight.take(refusal(flight.request, FinishReason.FAILED, error), self._clock())

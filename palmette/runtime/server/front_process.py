@@ -49,6 +49,7 @@ class Front:
             config=config.runtime.constraints,
             timeout=limits.compile_timeout,
             memory_bytes=limits.compile_memory,
+            observe=lambda seconds: self.service.observe_trial(seconds),
         )
         self.service = Service(config, tokenizer, template, self.constraints, time.monotonic)
         self._settings = settings
@@ -128,6 +129,7 @@ def _log_config() -> dict[str, object]:
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s front: %(message)s", stream=sys.stderr)
+    lease.own_stdout()
     source = lease.lines()
     settings = lease.read_settings(source, FrontSettings)
     try:

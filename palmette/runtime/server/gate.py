@@ -91,6 +91,10 @@ class Gate:
             raise Overloaded(self.retry_after())
         await self._wait(lane, tokens, priority, timeout)
 
+    def waiting_by_client(self) -> dict[str, int]:
+        """Lengths of the clients' queues."""
+        return {name: lane.num_waiting for name, lane in self._lanes.items() if lane.num_waiting}
+
     def leave(self) -> None:
         """A request that was let in has ended."""
         self.num_inside -= 1

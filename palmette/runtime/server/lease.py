@@ -20,6 +20,7 @@ import msgspec
 
 T = TypeVar("T")
 PARENT_GONE = 70  # the exit code of a child whose parent left
+_to_parent = 1  # file descriptor; a process has one parent
 
 
 class ProcessSettings(msgspec.Struct, frozen=True):
@@ -63,11 +64,18 @@ def hold(source: Iterator[bytes], directory: str, on_line: Callable[[bytes], obj
     threading.Thread(target=watch, name="palmette-lease", daemon=True).start()
 
 
-def tell(message: object, fd: int = 1) -> None:
+def own_stdout() -> None:
+    """Keep stdout for `tell`: whatever a library prints from here on goes to stderr."""
+    global _to_parent
+    _to_parent = os.dup(1)
+    os.dup2(2, 1)
+
+
+def tell(message: object) -> None:
     """Write one line to the parent, at once."""
     data = msgspec.json.encode(message) + b"\n"
     with contextlib.suppress(BrokenPipeError):  # the parent is gone: stdin says so too
-        os.write(fd, data)
+        os.write(_to_parent, data)
 
 
 def engine_addresses(directory: str, generation: int) -> tuple[str, str]:

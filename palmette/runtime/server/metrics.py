@@ -17,9 +17,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from palmette import errors
-from palmette.runtime.server.service import Constraints, Observed, Service
+from palmette.runtime.server.service import Observed, Service
 from palmette.runtime.server.stats import Sampler
-from palmette.specs import Spec
 from palmette.types import GenerateRequest
 
 PREFIX = "palmette:"
@@ -64,7 +63,7 @@ class Metrics:
         )
         self._compiling = histogram(
             "grammar_compilation_time_seconds",
-            "What a request waited for the verdict on its constraint; one that is remembered takes none.",
+            "What it took to try a constraint; one whose verdict is remembered is not tried.",
             _COMPILING,
         )
         self._requests = counter("num_requests", "Requests to the engine that have ended, by kind.", "kind")
@@ -93,7 +92,7 @@ class Metrics:
             self._generated.observe(seen.finish.usage.completion_tokens)
 
     def observe_trial(self, seconds: float) -> None:
-        """A constraint was tried, or its verdict looked up."""
+        """A constraint was tried."""
         self._compiling.observe(seconds)
 
     def text(self) -> bytes:
@@ -106,34 +105,13 @@ def install(app: Starlette, service: Service) -> None:
     sampler = Sampler(service)
     metrics = Metrics(sampler)
     service.observers.append(metrics.observe)
-    service.constraints = _Timed(service, service.constraints, metrics)
+    service.trial_observers.append(metrics.observe_trial)
     app.state.sampler, app.state.metrics = sampler, metrics
 
 
 async def scrape(request: Request) -> Response:
     found: Metrics = request.app.state.metrics
     return Response(found.text(), media_type=CONTENT_TYPE)
-
-
-class _Timed:
-    """Constraints, with a clock."""
-
-    def __init__(self, service: Service, constraints: Constraints, metrics: Metrics) -> None:
-        self._clock, self._constraints, self._metrics = service.clock, constraints, metrics
-
-    async def check(self, spec: Spec) -> tuple[str, ...]:
-        start = self._clock()
-        try:
-            return await self._constraints.check(spec)
-        finally:
-            self._metrics.observe_trial(self._clock() - start)
-
-    async def check_pattern(self, text: str) -> None:
-        start = self._clock()
-        try:
-            await self._constraints.check_pattern(text)
-        finally:
-            self._metrics.observe_trial(self._clock() - start)
 
 
 class _WithoutBirths(Collector):

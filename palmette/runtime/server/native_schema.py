@@ -283,10 +283,14 @@ def schema_text(value: str | Mapping[str, Any] | bool) -> str:
 
     Raises:
         InvalidOption: a lone surrogate in it.
+        UnsupportedConstraint: it is too deep to be written.
     """
     if value == "$$ANY$$":  # SGLang's word for any JSON value
         return "true"
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    try:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        raise UnsupportedConstraint("", "schema_depth", "it is too deep to be written") from None
     _check_text("json_schema", text)
     return text
 

@@ -13,6 +13,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Protocol
 
 from palmette.errors import Cancelled, EngineDied, Overloaded, PalmetteError, RequestError
@@ -89,7 +90,7 @@ class Observed:
     kind: str  # the request's type: GenerateRequest, ScoreRequest, EmbedRequest
     arrived: float
     admitted: float | None
-    first: float | None  # event
+    first: float | None  # event with tokens
     ended: float
     finish: Finish | None
     error: PalmetteError | None
@@ -117,6 +118,7 @@ class Service:
     is_stalled: bool = False  # the engine gives no sign of life
     num_restarts: int = 0  # of the engine
     observers: list[Observer] = field(default_factory=list)
+    trial_observers: list[Callable[[float], None]] = field(default_factory=list)  # told the seconds of each trial
     num_working: int = 0  # HTTP requests for work that are being read, waited for or answered
     turnstile: Turnstile = field(default_factory=Turnstile)
     _numbers: int = 0
@@ -237,9 +239,13 @@ class Service:
         except PalmetteError as error:
             watch.end(error)
             raise
+        except BaseException:
+            watch.end(Cancelled("the client left"))
+            raise
         try:
             watch.admitted = self.clock()
             async with self.flights.launch(request, deadline, whole=whole) as flight:
+                watch.times = flight.times
                 yield watch.follow(flight)
         finally:
             self.gate.leave()
@@ -263,6 +269,11 @@ class Service:
                 if event.finish is not None:
                     return Answer("".join(text), tuple(token_ids), tuple(logprobs), checked(event.finish))
         raise RequestError("the request ended without an end")  # unreachable while Flights keeps its promise
+
+    def observe_trial(self, seconds: float) -> None:
+        """A constraint was tried."""
+        for observer in self.trial_observers:
+            observer(seconds)
 
     def notify(self, event: ProgramEvent) -> None:
         if self.link is not None:
@@ -299,21 +310,13 @@ class _Watch:
         self._service, self._client, self._kind = service, client, type(request).__name__
         self.arrived = service.clock()
         self.admitted: float | None = None
-        self._first: float | None = None
-        self._last = 0.0
-        self._gaps: list[float] = []
+        self.times: list[float] = []  # the flight's
         self._finish: Finish | None = None
         self._error: PalmetteError | None = None
         self._is_over = False
 
     async def follow(self, flight: Flight) -> AsyncIterator[Event]:
         async for event in flight:
-            now = self._service.clock()
-            if self._first is None:
-                self._first = now
-            elif isinstance(event, TokenEvent) and event.token_ids:
-                self._gaps.append(now - self._last)
-            self._last = now
             if isinstance(event, TokenEvent):
                 self._finish = event.finish
             else:
@@ -328,8 +331,8 @@ class _Watch:
         if error is None and self._finish is None and self._kind == GenerateRequest.__name__:
             error = Cancelled("the reader left")
         observed = Observed(
-            self._client.name, self._kind, self.arrived, self.admitted, self._first, self._service.clock(),
-            self._finish, error, tuple(self._gaps),
+            self._client.name, self._kind, self.arrived, self.admitted, self.times[0] if self.times else None,
+            self._service.clock(), self._finish, error, tuple(b - a for a, b in pairwise(self.times)),
         )  # fmt: skip
         for observer in self._service.observers:
             observer(observed)

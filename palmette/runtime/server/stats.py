@@ -116,7 +116,7 @@ def status(service: Service) -> str:
 
 def waiting_by_client(service: Service) -> dict[str, int]:
     """Requests at the gate by client's name; a client that has none may be missing."""
-    return {name: lane.num_waiting for name, lane in service.gate._lanes.items() if lane.num_waiting}
+    return service.gate.waiting_by_client()
 
 
 ROUTES = (("/stats", ("GET",), show),)

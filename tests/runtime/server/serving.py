@@ -6,7 +6,7 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -29,9 +29,14 @@ class ThreadConstraints:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._compiler = Compiler(tokenizer)
+        self.observe: Callable[[float], None] = lambda _: None
 
     async def check(self, spec: Spec) -> tuple[str, ...]:
-        return (await asyncio.to_thread(self._compiler.compile, spec)).unenforced
+        begin = time.monotonic()
+        try:
+            return (await asyncio.to_thread(self._compiler.compile, spec)).unenforced
+        finally:
+            self.observe(time.monotonic() - begin)
 
     async def check_pattern(self, text: str) -> None:
         self._compiler.pattern(text)
@@ -55,7 +60,7 @@ class Served:
 def serving(loaded: LoadedModel, config: ServerConfig | None = None) -> Iterator[Served]:
     """Serve a model until the block is left."""
     config = config or ServerConfig()
-    sock = socket.socket()
+    sock = socket.socket(proto=socket.IPPROTO_TCP)  # else asyncio leaves Nagle's algorithm on
     sock.bind(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{sock.getsockname()[1]}"
     started = threading.Event()
@@ -64,7 +69,9 @@ def serving(loaded: LoadedModel, config: ServerConfig | None = None) -> Iterator
 
     async def main() -> None:
         tokenizer = loaded.tokenizer
-        service = Service(config, tokenizer, tokenizer.chat_template, ThreadConstraints(tokenizer), time.monotonic)
+        constraints = ThreadConstraints(tokenizer)
+        service = Service(config, tokenizer, tokenizer.chat_template, constraints, time.monotonic)
+        constraints.observe = service.observe_trial
         link = LocalLink(service, loaded)
         settings = uvicorn.Config(
             build_app(service), http=bounded_protocol(service), lifespan="off", log_level="warning",

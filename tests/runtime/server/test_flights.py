@@ -27,7 +27,7 @@ from palmette.types import (
 )
 from tests.runtime.server.virtual_loop import VirtualLoop
 
-MAX_UNREAD = 10
+MAX_UNREAD = 5
 STOP = Finish(FinishReason.STOP)
 
 
@@ -273,8 +273,9 @@ class FlightsMachine(RuleBasedStateMachine):
     def step(self, data: st.DataObject, texts: list[str]) -> None:
         """Events of any requests in any order: also of those that ended, were closed, or went down with an engine."""
         events: list[Event] = []
+        working = [name for name, m in self.models.items() if m.at_engine and not m.ended and not m.closed]
         for text in texts:
-            name = data.draw(st.sampled_from(sorted(self.models)))
+            name = data.draw(st.sampled_from([*self.models, *working, *working]))
             finish = data.draw(st.sampled_from([None, None, None, STOP, Finish(FinishReason.FAILED)]))
             scores = self.models[name].kind is ScoreRequest
             events.append(ScoreEvent(name, (-1.0,)) if scores else TokenEvent(name, text, (7,), finish=finish))

@@ -16,7 +16,9 @@ import pytest
 from palmette.ir.spec_data import spec_data
 from palmette.runtime.byte_tokenizer import CHATML
 from palmette.runtime.models.tiny import tiny_model
+from palmette.runtime.server import native_abort
 from palmette.runtime.server.config import ServerConfig, ServerLimits
+from palmette.runtime.server.local_link import LocalLink
 from palmette.runtime.tokenizer_data import tokenizer_of_data
 from palmette.specs import Choices, Concat, JsonSchema, Regex, Tag, Tagged
 from tests.runtime.server.serving import Served, serving
@@ -57,7 +59,8 @@ def refused(served: Served, **body: Any) -> dict[str, Any]:
 
 
 def asked(served: Served, key: str = ANN, path: str = "/generate", **body: Any) -> tuple[int, Any]:
-    answer = client_of(served).post(path, json=body, headers={"authorization": f"Bearer {key}"})
+    headers = {"authorization": f"Bearer {key}"}
+    answer = client_of(served).post(path, content=json.dumps(body), headers=headers)  # lone surrogates, NaN and all
     return answer.status_code, answer.json()
 
 
@@ -596,6 +599,11 @@ for _ in range(70):
         ({"text": "a", "constraint": {"spec": "Tag", "begin": "a", "content": None}}, "constraint"),
         ({"text": "a", "constraint": {"spec": "Regex", "pattern": "a", "more": 1}}, "constraint"),
         ({"text": "a", "constraint": DEEP}, None),
+        ({"text": "a", "sampling_params": {"json_schema": {"a": "\ud800"}}}, "json_schema"),
+        ({"text": "a", "constraint": {"spec": "Regex", "pattern": "\ud800"}}, "constraint"),
+        ({"text": "\ud800"}, "text"),
+        ({"text": "a", "sampling_params": {"min_p": float("nan")}}, "sampling_params.min_p"),
+        ({"text": "a", "timeout": float("inf")}, "timeout"),
         ({"text": "a", "constraint": {"spec": "Choices", "texts": ["x" * (1 << 20), "y"]}}, None),
         ({"text": "a", "constraint": {"spec": "Concat", "parts": [{"spec": "Regex", "pattern": "a"}] * 5000}}, None),
         ({"text": "a", "regex": "a"}, "regex"),
@@ -732,11 +740,35 @@ def test_only_an_admin_aborts_everything_and_flushes(narrow: Served) -> None:
             assert client.post("/flush_cache").status_code == client.get("/flush_cache").status_code == status
 
 
+def test_an_abort_ends_what_waits_for_an_engine() -> None:
+    with serving(tiny_model()) as served, ThreadPoolExecutor(1) as pool:
+        card, loop, service = served.service.model, served.loop, served.service
+        loop.call_soon_threadsafe(service.detach, "the engine died")
+        running = pool.submit(generate, served, text="Hello", sampling_params=GREEDY, rid="mine")
+        until(lambda: len(service.flights) == 1)
+        assert abort(served, ANN, rid="mine") == (200, {"aborted": 1})
+        assert running.result(20)["meta_info"]["finish_reason"]["type"] == "abort"
+        assert len(service.flights) == service.gate.num_inside == 0
+        loop.call_soon_threadsafe(service.attach, served.link, card)
+        assert generate(served, text="Hello", sampling_params=GREEDY)["text"]
+
+
+def test_an_abort_that_the_engine_does_not_answer_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_abort, "_PATIENCE", 0.05)
+    monkeypatch.setattr(LocalLink, "cancel", lambda link, request_id: None)
+    with serving(tiny_model()) as served, ThreadPoolExecutor(1) as pool:
+        running = pool.submit(generate, served, text="Hello", sampling_params=LONG, rid="mine")
+        until(lambda: (stats := served.service.stats()) is not None and stats.running == 1)
+        assert abort(served, ANN, rid="mine") == (200, {"aborted": 1})
+        assert running.result(20)["meta_info"]["finish_reason"]["type"] == "abort"
+
+
 def test_a_client_that_leaves_stops_its_work(narrow: Served) -> None:
     with narrow.client(headers={"authorization": f"Bearer {ANN}"}) as client:
         body = {"text": ["a", "b"], "sampling_params": LONG, "stream": True}
         with client.stream("POST", "/generate", json=body) as answer:
-            next(answer.iter_lines())
+            lines = answer.iter_lines()  # held: to drop it is to hang up
+            next(lines)
             assert narrow.service.gate.num_inside == 1
     until(lambda: narrow.service.gate.num_inside == narrow.service.gate.num_waiting == 0)
     until(lambda: (stats := narrow.service.stats()) is not None and stats.running == stats.waiting == 0)

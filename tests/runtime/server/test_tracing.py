@@ -75,7 +75,7 @@ def test_a_bad_request_is_no_error_of_the_server(provider: KeepingProvider, serv
 
 def test_a_traceparent_that_is_none_begins_a_trace(provider: KeepingProvider, served: Served) -> None:
     with served.client() as client:
-        client.post("/v1/completions", json=BODY, headers={"traceparent": b"00-zz-\xff-01"})
+        client.post("/v1/completions", json=BODY, headers={b"traceparent": b"00-zz-\xff-01"})
     assert not only(provider).parent.is_valid
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 import palmette as pm
+from palmette.formats.structural_tags import ANY_TEXT, structural_spec
 from palmette.ir import dumps, loads
-from palmette.lang.structural_tags import ANY_TEXT, structural_spec
 from palmette.specs import Concat, Grammar, JsonSchema, OneOf, Regex, Repeated, SchemaOptions, Tag, Tagged
 from palmette.testing import ScriptedBackend, tiny_runtime
 from tests.lang.walks import accepts, compiled
