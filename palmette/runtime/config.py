@@ -16,6 +16,12 @@ DType = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 CPUKernels = Literal["auto", "torch", "avx512", "avx2", "portable"]
 Retokenize = Literal["safe", "off", "paper"]
 ConstraintEngine = Literal["palmette", "llguidance"]
+ENFORCED: dict[ConstraintEngine, frozenset[str]] = {  # kinds of constraint
+    "palmette": frozenset(
+        {"regex", "choices", "json_schema", "grammar", "stop_regex", "structural_tag", "token_healing"}
+    ),
+    "llguidance": frozenset({"regex", "choices", "json_schema", "grammar", "stop_regex"}),
+}
 PolicyName = Literal["longest_prefix", "depth_first", "fcfs", "random"]
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from palmette.runtime.chat_template import ChatTemplate
-from palmette.runtime.config import runtime_config
+from palmette.runtime.config import ENFORCED, runtime_config
 from palmette.runtime.driver import EngineThread
 from palmette.runtime.engine import EngineCore, build_engine
 from palmette.runtime.models.loaded import LoadedModel
@@ -20,11 +20,6 @@ from palmette.runtime.tokenizer import Tokenizer
 from palmette.types import Capabilities, Deliver, Message, ProgramEvent, Request, RolePieces, TextPiece
 
 __all__ = ["LoadedModel", "Runtime", "runtime_config"]
-
-_CONSTRAINTS = {
-    "palmette": {"regex", "choices", "json_schema", "grammar", "stop_regex", "structural_tag", "token_healing"},
-    "llguidance": {"regex", "choices", "json_schema", "grammar", "stop_regex"},
-}
 
 
 class Runtime:
@@ -58,7 +53,7 @@ class Runtime:
         self.config = self._engine.config
         self._capabilities = Capabilities(
             chat=self._template.exists,
-            constraints=frozenset(_CONSTRAINTS[config.constraints.constraint_engine]),
+            constraints=ENFORCED[config.constraints.constraint_engine],
             chat_template=self._template.source or "",
             context_len=self._engine.config.model.context_len or 0,
             model=loaded.name,

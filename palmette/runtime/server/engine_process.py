@@ -18,6 +18,7 @@ import msgspec
 import zmq
 
 from palmette.errors import EngineDied, PalmetteError
+from palmette.runtime.config import ENFORCED
 from palmette.runtime.driver import EngineThread
 from palmette.runtime.engine import EngineCore, build_engine
 from palmette.runtime.models.open_model import open_model
@@ -133,11 +134,12 @@ def main() -> None:
         raise SystemExit(BAD_SETTINGS) from None
     server = EngineServer(core, settings)
     model, cache = core.config.model, core.config.cache
+    enforced = ENFORCED[core.config.constraints.constraint_engine]
     lease.tell(
         EngineReport(
             Ready(
                 settings.config.served_model_name or loaded.name, loaded.digest, model.context_len or 0,
-                loaded.config.vocab_size, cache.kv_tokens or 0, ("regex", "choices", "json_schema", "grammar"),
+                loaded.config.vocab_size, cache.kv_tokens or 0, tuple(sorted(enforced)),
             )
         )
     )  # fmt: skip

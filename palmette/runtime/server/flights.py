@@ -23,6 +23,7 @@ from palmette.runtime.request import as_request_error, refusal
 from palmette.types import Event, FinishReason, GenerateRequest, Request, TokenEvent
 
 MAX_CRASHES = 2  # of the engine with the same request in flight
+_LOGPROB_SIZE = 64  # characters that a logprob counts as
 
 
 class Transport(Protocol):
@@ -53,7 +54,7 @@ class Flight:
         self.times: list[float] = []  # at which events with tokens came, whether or not somebody read them
         self._flights = flights
         self._events: deque[Event] = deque()
-        self._unread = 0  # characters
+        self._unread = 0  # as _size counts
         self._waiter: asyncio.Future[None] | None = None
 
     async def __aenter__(self) -> Flight:
@@ -76,8 +77,7 @@ class Flight:
                 self._waiter = None
         event = self._events.popleft()
         self.handed_out = True
-        if isinstance(event, TokenEvent):
-            self._unread -= len(event.text)
+        self._unread -= _size(event)
         return event
 
     def close(self) -> None:
@@ -87,8 +87,8 @@ class Flight:
     def take(self, event: Event, now: float) -> None:
         """An event of the engine's, or the end that it did not bring."""
         self._events.append(event)
+        self._unread += _size(event)
         if isinstance(event, TokenEvent):
-            self._unread += len(event.text)
             if event.token_ids:
                 self.times.append(now)
             self.ended = event.finish is not None
@@ -98,7 +98,7 @@ class Flight:
 
     @property
     def unread(self) -> int:
-        """Characters that wait for the reader."""
+        """Characters that wait for the reader, and what counts as such."""
         return 0 if self.whole else self._unread
 
     def restart(self) -> None:
@@ -226,3 +226,10 @@ class Flights:
         if not kept:
             flight.restart()
         flight.take(refusal(flight.request, FinishReason.FAILED, error), self._clock())
+
+
+def _size(event: Event) -> int:
+    """How many characters it counts as while it waits for its reader: logprobs hold more memory than the text."""
+    if not isinstance(event, TokenEvent):
+        return 0
+    return len(event.text) + _LOGPROB_SIZE * sum(1 + len(row.top) for row in event.logprobs)

@@ -209,6 +209,11 @@ def _classify(error: Exception) -> tuple[int, str | None, str | None]:
 
 
 def _message(error: Exception, status: int) -> str:
+    if isinstance(error, PromptTooLong):  # in the words by which client libraries know it
+        return (
+            f"This model's maximum context length is {error.limit} tokens, but the prompt has {error.prompt_len}: "
+            "shorten the prompt"
+        )
     if isinstance(error, PalmetteError | HTTPError):
         return str(error)
     return f"an internal error ({type(error).__name__}); the server's log says more"
@@ -286,12 +291,12 @@ class _EventStream(Response):
             async for chunk in self._chunks:
                 await self._send(send, chunk)
             await self._send(send, self._done)
+        except PalmetteError as error:  # before TimeoutError, which HoleTimeout is too
+            await self._send(send, self._on_error(error))
         except TimeoutError:
             logger.info("a client did not read its stream for %s s: hung up", self._write_timeout)
             scope["extensions"][ABORT]()
             return
-        except PalmetteError as error:
-            await self._send(send, self._on_error(error))
         except Exception as error:
             logger.exception("a stream failed by an error of ours")
             await self._send(send, sse(error_body(error)))

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 
+from palmette.runtime.config import ENFORCED
 from palmette.runtime.driver import EngineThread
 from palmette.runtime.engine import build_engine
 from palmette.runtime.models.loaded import LoadedModel
@@ -29,9 +30,11 @@ class LocalLink:
         assert context_len is not None, "the engine's config is settled"
         assert kv_tokens is not None, "the engine's config is settled"
         name = service.config.served_model_name or loaded.name
-        service.attach(
-            self, ModelCard(name, loaded.digest, context_len, loaded.config.vocab_size, kv_tokens, int(time.time()))
-        )
+        card = ModelCard(
+            name, loaded.digest, context_len, loaded.config.vocab_size, kv_tokens, int(time.time()),
+            ENFORCED[core.config.constraints.constraint_engine],
+        )  # fmt: skip
+        service.attach(self, card)
 
     def submit(self, request: Request) -> None:
         self._thread.submit(request, self._deliver)

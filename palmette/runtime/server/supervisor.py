@@ -147,8 +147,12 @@ class Supervisor:
 
     async def _watch_beats(self) -> None:
         limits = self._config.limits
+        pause = min(0.5, limits.stall_unready / 4)
         while True:
-            await asyncio.sleep(min(0.5, limits.stall_unready / 4))
+            slept = time.monotonic()
+            await asyncio.sleep(pause)
+            if time.monotonic() - slept > 2 * pause + 0.5:
+                continue  # this process did not run either: beats may be waiting to be read
             silent = time.monotonic() - self._beat
             if self._engine is None or silent < limits.stall_unready:
                 continue

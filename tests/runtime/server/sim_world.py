@@ -139,6 +139,7 @@ class World:
     front_dies_at: float | None
     drains_at: float | None
     programs: tuple[tuple[float, ProgramEvent], ...]
+    flushes_at: float | None  # the cache
 
     @property
     def kv_tokens(self) -> int:
@@ -195,6 +196,7 @@ def draw_world(rng: Random) -> World:
         front_dies_at=rng.random() * 1.5 if "front crash" in faults else None,
         drains_at=rng.random() * 2 if "drain" in faults else None,
         programs=tuple(programs),
+        flushes_at=rng.random() * 2 if rng.random() < 0.2 else None,
     )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from palmette.types import (
     ScoreEvent,
     ScoreRequest,
     TokenEvent,
+    TokenLogprob,
 )
 from tests.runtime.server.virtual_loop import VirtualLoop
 
@@ -132,6 +133,34 @@ def test_what_waits_for_an_engine_and_cannot_be_sent_fails_alone(loop: VirtualLo
         event = loop.run(read(flight))
         assert event is not None
         assert isinstance(error_in(event), InvalidOption)
+
+
+def test_logprobs_that_nobody_reads_are_bounded_too(loop: VirtualLoop) -> None:
+    flights, engine = Flights(loop.time, max_unread=10_000), Engine()
+    flights.attach(engine)
+    flight = flights.launch(GenerateRequest("a", (1,)), 10.0, whole=False)
+    row = TokenLogprob(7, -1.0, top=tuple((token, -2.0) for token in range(20)))
+    for _ in range(5):
+        flights.take([TokenEvent("a", "", (7,), (row,))])
+    assert not flight.ended
+    for _ in range(5):
+        flights.take([TokenEvent("a", "", (7,), (row,))])
+    assert flight.ended
+    assert engine.cancelled == ["a"]
+    event = loop.run(read(flight))
+    assert event is not None
+    assert isinstance(error_in(event), RequestError)
+
+
+def test_what_was_read_counts_no_longer(loop: VirtualLoop) -> None:
+    flights = Flights(loop.time, max_unread=100)
+    flights.attach(Engine())
+    flight = flights.launch(GenerateRequest("a", (1,)), 10.0, whole=False)
+    for _ in range(100):
+        flights.take([TokenEvent("a", "ab", (7,), (TokenLogprob(7, -1.0),))])
+        assert loop.run(read(flight)) is not None
+        assert flight.unread == 0
+    assert not flight.ended
 
 
 # -- everything at once ------------------------------------------------------------------------------------------------
@@ -392,4 +421,4 @@ class FlightsMachine(RuleBasedStateMachine):
 
 
 TestFlightsMachine = FlightsMachine.TestCase
-TestFlightsMachine.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
+TestFlightsMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import gzip
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import httpx2
 import pytest
 
+from palmette.errors import EngineDied
 from palmette.ir.spec_data import spec_data
-from palmette.runtime.byte_tokenizer import CHATML
+from palmette.runtime.byte_tokenizer import CHATML, ByteTokenizer
 from palmette.runtime.models.tiny import tiny_model
 from palmette.runtime.server import native_abort
 from palmette.runtime.server.config import ServerConfig, ServerLimits
 from palmette.runtime.server.local_link import LocalLink
 from palmette.runtime.tokenizer_data import tokenizer_of_data
 from palmette.specs import Choices, Concat, JsonSchema, Regex, Tag, Tagged
+from palmette.types import GenerateRequest, Request
 from tests.runtime.server.serving import Served, serving
 
 GREEDY = {"max_new_tokens": 6, "temperature": 0}
@@ -28,6 +32,7 @@ ANN, BOB, ADMIN = "key-of-ann", "key-of-bob", "key-of-admin"
 
 
 _clients: dict[str, httpx2.Client] = {}  # by URL: making one takes longer than most requests here
+_making = threading.Lock()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,9 +43,10 @@ def closed_clients() -> Iterator[None]:
 
 
 def client_of(served: Served) -> httpx2.Client:
-    if served.url not in _clients:
-        _clients[served.url] = served.client()
-    return _clients[served.url]
+    with _making:
+        if served.url not in _clients:
+            _clients[served.url] = served.client()
+        return _clients[served.url]
 
 
 def generate(served: Served, key: str = ANN, **body: Any) -> Any:
@@ -123,6 +129,32 @@ def test_a_seed_gives_the_same_tokens_and_both_names_are_the_same(served: Served
     same = generate(served, text="Hello", sampling_params=params | {"seed": -1})
     assert same["output_ids"] == other["output_ids"], "64 bits, however they are signed"
     assert refused(served, text="a", sampling_params={"seed": 1, "sampling_seed": 2})["param"] == "seed"
+
+
+def test_the_first_sample_draws_with_the_given_seed_itself(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    submit = LocalLink.submit
+
+    def noted(link: LocalLink, request: Request) -> None:
+        assert isinstance(request, GenerateRequest)
+        seeds.append(request.seed)
+        submit(link, request)
+
+    monkeypatch.setattr(LocalLink, "submit", noted)
+    for params in ({"sampling_seed": (1 << 64) - 2}, {"seed": -2, "n": 3}):
+        generate(served, text="Hello", sampling_params={"max_new_tokens": 1, **params})
+    assert seeds[0] == seeds[1] == (1 << 64) - 2
+    assert len(set(seeds)) == 3
+
+
+def test_a_text_begins_as_the_model_wants_it_to_once() -> None:
+    model = replace(tiny_model(), tokenizer=ByteTokenizer(adds_bos=True))
+    asks: dict[str, Any] = {"sampling_params": {"max_new_tokens": 0}, "return_prompt_token_ids": True}
+    with serving(model) as served:
+        for text in ("hi", "<|bos|>hi"):
+            assert generate(served, text=text, **asks)["prompt_token_ids"] == [256, *b"hi"]
+        assert generate(served, input_ids=[*b"hi"], **asks)["prompt_token_ids"] == [*b"hi"], "ids are as they are"
+        assert generate(served, text="", **asks)["prompt_token_ids"] == [256]
 
 
 def test_sampling_parameters_reach_the_sampler(served: Served) -> None:
@@ -475,6 +507,18 @@ def test_palmettes_last_chunk_tells_of_a_failure_once_and_the_stream_is_not_done
     assert not any("error" in chunk for chunk in chunks)
 
 
+def test_a_request_that_fails_before_its_first_chunk_is_answered_with_a_status() -> None:
+    with serving(tiny_model()) as served, ThreadPoolExecutor(2) as pool:
+        service = served.service
+        served.loop.call_soon_threadsafe(service.detach, "the engine died")
+        running = [pool.submit(asked, served, text="a", stream=True, palmette=flag) for flag in (True, False)]
+        until(lambda: len(service.flights) == 2)
+        served.loop.call_soon_threadsafe(service.flights.fail_all, EngineDied("no engine came"))
+        for each in running:
+            status, data = each.result(20)
+            assert (status, data["error"]["code"]) == (503, "engine_unavailable")
+
+
 def test_model_info_names_the_model_and_what_palmette_adds(served: Served) -> None:
     with served.client() as client:
         info = client.get("/get_model_info").json()
@@ -511,6 +555,7 @@ def test_the_tokenizer_is_sent_packed_and_only_to_who_does_not_have_it(served: S
 def test_another_chat_template_than_the_models_is_sent_under_another_tag() -> None:
     with serving(tiny_model()) as served, served.client() as client:
         service = served.service
+        assert client.get("/palmette/tokenizer").json()["chat_template"] == CHATML
         service.template = type(service.template)("{{ messages }}", bos_token="<b>")
         answer = client.get("/palmette/tokenizer")
         assert answer.json()["chat_template"] == "{{ messages }}"
