@@ -204,7 +204,7 @@ class EngineCore:
         if needed > left:
             raise RequestError(
                 f"the shortest text that satisfies the constraint may need {needed} tokens, and {left} are allowed: "
-                "raise max_new_tokens"
+                "allow more (max_tokens, or max_new_tokens)"
             )
         return guide
 

@@ -127,7 +127,7 @@ class Requests:
                     return
                 if live.has_events:
                     raise EngineDied(f"{failure.error} while it answered this request") from failure
-                wait = _wait(attempt, failure.after)
+                wait = pause(attempt, failure.after)
                 if time.monotonic() - live.started + wait > patience:
                     raise self._given_up(live, failure, patience) from failure
                 logger.debug("request %s is tried again in %.2f s: %s", live.request.request_id, wait, failure)
@@ -241,7 +241,7 @@ def ended(request: Request, error: PalmetteError, reason: FinishReason) -> Event
     return ScoreEvent(request.request_id, error=error)
 
 
-def _wait(attempt: int, asked: float | None) -> float:
+def pause(attempt: int, asked: float | None) -> float:
     """Seconds to wait: what the server asked for and a bit, or twice as long each time; never all at once."""
     if asked is not None:
         return asked + random.uniform(0.0, 0.25 * asked + _FIRST_WAIT)

@@ -18,6 +18,7 @@ import palmette as pm
 from palmette.errors import NumericalError, Overloaded, PromptTooLong, RequestError
 from palmette.interpreter.backends.http import RuntimeEndpoint
 from palmette.interpreter.backends.http_errors import TryAgain, named_error, refusal
+from palmette.interpreter.backends.http_requests import pause
 from palmette.interpreter.backends.local import Runtime
 from palmette.runtime.models.load import load_model
 from palmette.runtime.models.tiny import tiny_model
@@ -187,15 +188,19 @@ def test_programs_in_coroutines_run_side_by_side(endpoint: RuntimeEndpoint, runt
 
 def test_requests_of_one_namespace_share_and_others_do_not(served: Served) -> None:
     prompt = "A prefix that is worth remembering."
-    with RuntimeEndpoint(served.url, cache_salt=fresh()) as endpoint:
+    with (
+        RuntimeEndpoint(served.url, cache_salt=fresh()) as endpoint,
+        RuntimeEndpoint(served.url, cache_salt=fresh()) as other,
+    ):
 
-        def cached(name: str, namespace: str) -> int:
-            event = ask(endpoint, name, prompt, namespace=namespace).wait()
+        def cached(name: str, namespace: str, backend: Backend = endpoint) -> int:
+            event = ask(backend, name, prompt, namespace=namespace).wait()
             assert isinstance(event, TokenEvent)
             assert event.finish is not None
             return event.finish.usage.cached_tokens
 
         assert [cached("s1", "a"), cached("s2", "a"), cached("s3", "b")] == [0, len(prompt) - 1, 0]
+        assert cached("s3", "a", other) == 0
         endpoint.flush_cache()
         assert cached("s4", "a") == 0
 
@@ -220,13 +225,19 @@ def test_scores_equal_those_of_this_process(endpoint: RuntimeEndpoint, runtime: 
 
 def test_hints_travel_and_change_no_result(served: Served, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    notify = served.link.notify
+    sent: list[GenerateRequest] = []
+    notify, submit = served.link.notify, served.link.submit
 
     def watched(event: ProgramEvent) -> None:
         seen.append(event)
         notify(event)
 
+    def followed(request: GenerateRequest) -> None:
+        sent.append(request)
+        submit(request)
+
     monkeypatch.setattr(served.link, "notify", watched)
+    monkeypatch.setattr(served.link, "submit", followed)
     with RuntimeEndpoint(served.url) as endpoint:
         namespace = fresh()
         assert not differences(outcome(forked, endpoint, namespace), outcome(forked, runtime, namespace))
@@ -234,8 +245,10 @@ def test_hints_travel_and_change_no_result(served: Served, runtime: Runtime, mon
     kinds = [type(event).__name__ for event in seen]
     assert kinds.index("ForkDeclared") < kinds.index("ProgramEnded")
     fork = seen[kinds.index("ForkDeclared")]
-    assert fork.siblings == 3
-    assert bytes(fork.token_ids) == b"A shared beginning that is a little longer."
+    shared = b"A shared beginning that is a little longer."
+    assert (fork.siblings, bytes(fork.token_ids)) == (3, shared)
+    assert [request.hints.program for request in sent] == [fork.program] * 4
+    assert [(r.hints.siblings, r.hints.shared_len) for r in sent] == [(3, len(shared))] * 3 + [(0, 0)]
 
 
 def test_a_program_runs_all_the_same_where_hints_are_lost(served: Served, runtime: Runtime) -> None:
@@ -327,9 +340,11 @@ import palmette.compat.sglang as sgl
 @sgl.function
 def endless(s):
     s += "On" + sgl.gen("x", max_tokens=1900, ignore_eos=True)
-state = endless.run(backend=sgl.RuntimeEndpoint({served.url!r}), stream=True)
-next(iter(state.text_iter("x")))
 import sys
+endpoint = sgl.RuntimeEndpoint({served.url!r})
+assert not [m for m in ("httpx2", "tokenizers", "jinja2", "numpy") if m in sys.modules], "making one is cheap"
+state = endless.run(backend=endpoint, stream=True)
+next(iter(state.text_iter("x")))
 print([m for m in ("torch", "transformers") if m in sys.modules])
 """
     out = subprocess.run(
@@ -410,11 +425,13 @@ def closed_port() -> int:
         return port
 
 
-def test_a_server_that_is_not_there_is_named_at_first_use(closed_port: int) -> None:
+def test_a_server_that_is_not_there_is_named_at_first_use(closed_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"http://127.0.0.1:{closed_port}"
     with RuntimeEndpoint(url, timeout=0.3) as endpoint:
+        monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waited"))
         with pytest.raises(pm.EngineDied, match=url) as caught:
             _ = endpoint.capabilities
+        monkeypatch.undo()
         assert "palmette serve" in str(caught.value)
         assert isinstance(ask(endpoint, "nobody").error(), pm.EngineDied)
         timed = ask(endpoint, "nobody-in-time", timeout=0.1).error()
@@ -679,6 +696,14 @@ def test_busy_is_tried_again_when_the_server_says() -> None:
     assert isinstance(refusal(503, b"", None, "http://there"), TryAgain)
 
 
+def test_pauses_grow_are_not_all_alike_and_heed_the_server() -> None:
+    drawn = [[pause(attempt, None) for _ in range(50)] for attempt in range(8)]
+    assert max(drawn[0]) <= min(drawn[2])
+    assert all(0 < wait <= 5 for waits in drawn for wait in waits)
+    assert len(set(drawn[3])) > 1
+    assert all(7 <= pause(attempt, 7.0) < 9 for attempt in range(8))
+
+
 def test_an_error_in_a_stream_keeps_its_class_and_fields() -> None:
     error = named_error("PromptTooLong", "the prompt has 9", {"prompt_len": 9, "limit": 5})
     assert isinstance(error, PromptTooLong)
@@ -748,6 +773,24 @@ def test_stop_strings_and_constraints_of_sglangs_server(sglang: SGLangServer, ru
         assert not differences(theirs[name], ours[name]), name
     sent = [body["sampling_params"] for body in sglang.bodies[-4:]]
     assert [bool(params.keys() & {"regex", "ebnf", "json_schema"}) for params in sent] == [False, True, True, True]
+
+
+def test_a_stop_token_of_sglangs_server_is_no_part_of_the_state(sglang: SGLangServer, runtime: Runtime) -> None:
+    with RuntimeEndpoint(sglang.url, tokenizer="tiny") as endpoint:
+        greedy = ask(runtime, "all", params=SamplingParams(max_new_tokens=12, temperature=0)).wait()
+        assert isinstance(greedy, TokenEvent)
+        assert greedy.finish is not None
+        end = greedy.finish.token_ids[5]
+        for name, stops in (("asked", (end,)), ("unasked", ())):
+            finishes = []
+            for backend in (endpoint, runtime):
+                params = SamplingParams(max_new_tokens=12, temperature=0, stop_token_ids=stops)
+                event = ask(backend, name, params=params).wait()
+                assert isinstance(event, TokenEvent)
+                assert event.finish is not None
+                finishes.append((event.finish.reason, event.finish.token_ids, event.finish.tail, event.finish.matched))
+            assert finishes[0] == finishes[1]
+            assert (end in finishes[0][1]) == (not stops)
 
 
 def test_what_sglangs_api_cannot_say_is_refused_before_it_is_paid_for(sglang: SGLangServer) -> None:

@@ -168,6 +168,7 @@ def draw_world(rng: Random) -> World:
         request_timeout=PATIENCE,
         queue_timeout=rng.choice((0.05, 0.3)) if "impatient queue" in faults else PATIENCE,
         max_unread=rng.choice((2, 5)) if "slow" in faults else 1 << 20,
+        write_timeout=0.3 if "slow" in faults else 30.0,
         drain_timeout=rng.choice((0.1, 3.0)),
         stall_unready=1.0,
         stall_kill=4.0,

@@ -196,18 +196,26 @@ class Model:
 class FlightsMachine(RuleBasedStateMachine):
     """Whatever happens in whatever order: every reader sees exactly what the model says, and one end."""
 
-    @initialize()
-    def build(self) -> None:
+    @initialize(has_engine=st.booleans())
+    def build(self, has_engine: bool) -> None:
         self.loop = VirtualLoop()
         self.flights = Flights(self.loop.time, max_unread=MAX_UNREAD)
         self.models: dict[str, Model] = {}
         self.engine: Engine | None = None
         self.number = 0
+        if has_engine:
+            self.attach()
 
     # -- the front --
 
-    @rule(whole=st.booleans(), timeout=st.sampled_from([0.0, 3.0, 1000.0]), scores=st.booleans())
-    def launch(self, whole: bool, timeout: float, scores: bool) -> None:
+    @rule(kinds=st.lists(st.sampled_from(["stream", "stream", "whole", "score"]), min_size=1, max_size=4),
+          timeout=st.sampled_from([1000.0, 1000.0, 1000.0, 3.0, 0.0]))  # fmt: skip
+    def launch(self, kinds: list[str], timeout: float) -> None:
+        for kind in kinds:
+            self.launch_one(whole=kind == "whole", timeout=timeout, scores=kind == "score")
+        self.look()
+
+    def launch_one(self, *, whole: bool, timeout: float, scores: bool) -> None:
         self.number += 1
         name = f"r{self.number}"
         request: Request = GenerateRequest(name, (1, 2))
@@ -217,7 +225,6 @@ class FlightsMachine(RuleBasedStateMachine):
         flight = self.flights.launch(request, deadline, whole=whole)
         model = self.models[name] = Model(flight, request, whole, deadline)
         self.model_send(model)
-        self.look()
 
     @precondition(lambda self: self.readable())
     @rule(data=st.data())
@@ -258,14 +265,20 @@ class FlightsMachine(RuleBasedStateMachine):
                     self.model_end(model, HoleTimeout)
         self.look()
 
-    @rule()
+    @rule(kind=st.sampled_from(["detach", "detach", "fail_all"]))
+    def everything_breaks(self, kind: str) -> None:
+        if kind == "detach":
+            self.detach()
+        else:
+            self.fail_all()
+        self.look()
+
     def fail_all(self) -> None:
         self.flights.fail_all(EngineDied("the server is closing"))
         for model in self.models.values():
             if not model.ended and not model.closed:
                 self.expect_cancel(model)
                 self.model_end(model, EngineDied)
-        self.look()
 
     # -- the engine --
 
@@ -279,7 +292,6 @@ class FlightsMachine(RuleBasedStateMachine):
                 self.model_send(model)
         self.look()
 
-    @rule()
     def detach(self) -> None:
         self.flights.detach("the engine died")
         if self.engine is not None:
@@ -295,17 +307,16 @@ class FlightsMachine(RuleBasedStateMachine):
                     self.model_end(model, RequestError)
                 else:
                     model.pending.clear()
-        self.look()
 
     @precondition(lambda self: self.models)
-    @rule(data=st.data(), texts=st.lists(st.sampled_from(["", "a", "abcd", "é" * 6]), min_size=1, max_size=4))
+    @rule(data=st.data(), texts=st.lists(st.sampled_from(["", "a", "abcd", "é" * 6]), min_size=1, max_size=6))
     def step(self, data: st.DataObject, texts: list[str]) -> None:
         """Events of any requests in any order: also of those that ended, were closed, or went down with an engine."""
         events: list[Event] = []
         working = [name for name, m in self.models.items() if m.at_engine and not m.ended and not m.closed]
         for text in texts:
-            name = data.draw(st.sampled_from([*self.models, *working, *working]))
-            finish = data.draw(st.sampled_from([None, None, None, STOP, Finish(FinishReason.FAILED)]))
+            name = data.draw(st.sampled_from([*self.models, *working * 4]))
+            finish = data.draw(st.sampled_from([None] * 6 + [STOP, Finish(FinishReason.FAILED)]))
             scores = self.models[name].kind is ScoreRequest
             events.append(ScoreEvent(name, (-1.0,)) if scores else TokenEvent(name, text, (7,), finish=finish))
         self.flights.take(events)

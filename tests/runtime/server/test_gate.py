@@ -294,9 +294,14 @@ class GateMachine(RuleBasedStateMachine):
         client=st.sampled_from("abc"),
         tokens=st.integers(1, 20),
         priority=st.integers(0, 2),
-        timeout=st.sampled_from([0.0, 0.5, 1000.0]),
+        timeout=st.sampled_from([1000.0, 1000.0, 0.5, 0.0]),
+        count=st.integers(1, 4),
     )
-    def enter(self, client: str, tokens: int, priority: int, timeout: float) -> None:
+    def enter(self, client: str, tokens: int, priority: int, timeout: float, count: int) -> None:
+        for number in range(count):
+            self.enter_one(client, tokens, priority + number % 2, timeout)
+
+    def enter_one(self, client: str, tokens: int, priority: int, timeout: float) -> None:
         waiting = self.of("waiting")
         has_room = len(self.of("inside")) < self.limits.max_in_engine
         is_full = not has_room and (

@@ -49,6 +49,14 @@ def test_no_history_breaks_a_promise(full: bool) -> None:
     assert not missing, "the histories have become too quiet"
 
 
+def test_no_history_over_http_breaks_a_promise(full: bool) -> None:
+    """The same, asked for at the application's door: statuses, server-sent events, [DONE], disconnects."""
+    scale = 5 if full or "PALMETTE_ACCEPTANCE" in os.environ else 1
+    happened = run_seeds(range(400 * scale), over_http=True)
+    missing = {what: happened[what] for what, least in SEEN.items() if happened[what] < least * scale // 10}
+    assert not missing, "the histories have become too quiet"
+
+
 def test_every_fault_is_in_some_history_and_some_have_none() -> None:
     worlds = [Simulation(seed).world for seed in range(200)]
     assert set().union(*(world.faults for world in worlds)) == set(FAULTS)

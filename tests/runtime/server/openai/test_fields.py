@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
 
+from palmette.runtime.server.openai.responses_schema import ResponsesBody
+from palmette.runtime.server.openai.schema import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from tests.runtime.server.openai.asking import ask, connected, refused, streamed
 from tests.runtime.server.serving import Served
 
@@ -260,6 +263,46 @@ def test_a_stream_that_fails_has_an_error_last_and_no_done(served: Served) -> No
     assert told[-1].data["error"]["code"] == "timeout"
     reasons = [c["finish_reason"] for each in told[:-1] for c in each.data["choices"]]
     assert not any(reasons)
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_a_reader_that_leaves_ends_what_it_asked_for(served: Served, n: int) -> None:
+    body = {"prompt": "hi", "max_tokens": 2000, "ignore_eos": True, "n": n, "stream": True}
+    with connected(served) as client, client.stream("POST", PATH, json=body) as answer:
+        lines = answer.iter_lines()  # kept: without it the connection is closed
+        next(lines)
+        assert len(served.service.flights) == n
+    until = time.monotonic() + 20
+    while len(served.service.flights) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not len(served.service.flights)
+    assert served.service.gate.num_inside == 0
+
+
+ODD: tuple[Any, ...] = (
+    True, 0, -1, 1.5, "", "x", [], {}, [[]], [None], [1], {"a": None}, {"type": None}, {"type": "function"}, 10**30,
+    "\ud800", float("nan"), [{"role": "assistant"}], [{"type": "function", "function": {"name": "f"}}], {"\u0661": 1},
+    {"type": "json_schema", "json_schema": {"schema": {"type": 5}}}, json.loads("[" * 400 + "]" * 400),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "body"),
+    [
+        (PATH, CompletionBody, {"prompt": "x", "max_tokens": 0}),
+        ("/v1/chat/completions", ChatBody, {"messages": [{"role": "user", "content": "x"}], "max_tokens": 0}),
+        ("/v1/responses", ResponsesBody, {"input": "x", "max_output_tokens": 0}),
+        ("/tokenize", TokenizeBody, {}),
+        ("/detokenize", DetokenizeBody, {}),
+    ],
+)
+def test_no_odd_value_of_a_field_is_an_error_of_ours(served: Served, path: str, kind: Any, body: Any) -> None:
+    with connected(served) as client:
+        for field in kind.model_fields:
+            for value in ODD:
+                client.headers["connection"] = "close"  # a connection that is kept waits for acknowledgements
+                answer = client.post(path, content=_json({**body, field: value}))
+                assert answer.status_code in (200, 400, 404, 422), (field, value, answer.text)
 
 
 def _json(body: Any) -> bytes:

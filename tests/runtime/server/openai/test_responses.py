@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from palmette.runtime.conversation import ToolRequest, Turn
+from palmette.runtime.models.tiny import tiny_model
+from palmette.runtime.server.config import ServerConfig
 from palmette.runtime.server.openai.responses import turns_of_items
 from palmette.runtime.server.openai.responses_schema import ResponsesBody
 from tests.runtime.server.openai.asking import Told, ask, refused, streamed
-from tests.runtime.server.serving import Served
+from tests.runtime.server.serving import Served, serving
 
 PATH = "/v1/responses"
 WEATHER = {
@@ -207,3 +209,17 @@ def test_a_stream_that_ran_out_of_tokens_ends_incomplete(served: Served) -> None
     assert told[-1]["type"] == "response.incomplete"
     assert told[-1]["response"]["incomplete_details"] == {"reason": "max_output_tokens"}
     assert told[-2]["item"]["status"] == "incomplete"
+
+
+def test_reasoning_is_an_item_before_the_message() -> None:
+    body = {"choices": ["yes", "no"], "max_output_tokens": 60, "seed": 4}
+    with serving(tiny_model(), ServerConfig(reasoning_format="qwen3")) as thinker:
+        answer = _ask(thinker, **body)
+        told = _checked(streamed(thinker, PATH, input="hi", **body))
+    reasoning, message = answer["output"]
+    assert (reasoning["type"], message["type"]) == ("reasoning", "message")
+    assert message["content"][0]["text"] in ("yes", "no")
+    thoughts = "".join(e["delta"] for e in told if e["type"] == "response.reasoning_text.delta")
+    assert thoughts == reasoning["content"][0]["text"]
+    assert answer["usage"]["output_tokens_details"]["reasoning_tokens"] > len(thoughts)  # characters, and the marks
+    assert [e["output_index"] for e in told if e["type"] == "response.output_item.done"] == [0, 1]

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from palmette.errors import RequestError
+from palmette.formats import TOOL_FORMATS, detect
 from palmette.runtime.byte_tokenizer import ByteTokenizer
 from palmette.runtime.server.openai.logprobs import LOWEST, CompletionRows, chat_rows, token_text
 from palmette.runtime.server.openai.params import sample_seed
@@ -65,6 +66,12 @@ def test_a_stop_reason_is_the_requests_own() -> None:
     assert stop_reason(Finish(FinishReason.STOP, matched="x"), None) == "x"
     assert stop_reason(Finish(FinishReason.STOP, matched=7), [7]) == 7
     assert stop_reason(Finish(FinishReason.STOP, matched=7), None) is None
+
+
+@pytest.mark.parametrize("name", list(TOOL_FORMATS))
+def test_a_formats_marks_tell_it_as_its_template_would(name: str) -> None:
+    """What stands in for the template where the operator names the format."""
+    assert detect("".join(TOOL_FORMATS[name].markers)) is TOOL_FORMATS[name]
 
 
 # -- merging -----------------------------------------------------------------------------------------------------------
