@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Protocol
 
-from palmette.errors import Cancelled, EngineDied, Overloaded, PalmetteError, RequestError
+from palmette.errors import Cancelled, EngineDied, Overloaded, PalmetteError, PromptTooLong, RequestError
 from palmette.runtime.chat_template import ChatTemplate
 from palmette.runtime.server.clients import Client, Clients
 from palmette.runtime.server.config import ServerConfig
@@ -121,6 +121,7 @@ class Service:
     trial_observers: list[Callable[[float], None]] = field(default_factory=list)  # told the seconds of each trial
     num_working: int = 0  # HTTP requests for work that are being read, waited for or answered
     turnstile: Turnstile = field(default_factory=Turnstile)
+    _longest_token: int = 0  # bytes; 0 = not looked at yet
     _numbers: int = 0
     _nonce: str = field(default_factory=lambda: secrets.token_hex(4))
 
@@ -188,6 +189,19 @@ class Service:
         if sum(len(piece.text) for piece in pieces) <= _INLINE_TEXT:
             return tuple(self.tokenizer.encode_pieces(pieces))
         return tuple(await asyncio.to_thread(self.tokenizer.encode_pieces, pieces))
+
+    def check_length(self, num_chars: int) -> None:
+        """Before a text is looked at: could it fit at all, were all its tokens as long as the vocabulary's longest?
+
+        Raises:
+            PromptTooLong: no.
+        """
+        if self._longest_token == 0:
+            sizes = (len(self.tokenizer.token_bytes(i)) for i in range(self.tokenizer.vocab_size))
+            self._longest_token = max(1, max(sizes))
+        least = -(-num_chars // self._longest_token)
+        if least > self.model.context_len:
+            raise PromptTooLong(least, self.model.context_len, "the context")
 
     async def encode_plain(self, text: str) -> tuple[int, ...]:
         """A plain text with the model's own beginning, as a completion's prompt."""

@@ -390,15 +390,20 @@ class GateMachine(RuleBasedStateMachine):
         assert 1 <= gate.retry_after() <= MAX_RETRY_AFTER
 
     def teardown(self) -> None:
-        if not hasattr(self, "gate"):
-            return
+        if hasattr(self, "gate"):
+            try:
+                self.let_all_go()
+            finally:
+                self.loop.abandon()
+
+    def let_all_go(self) -> None:
+        """Everybody gets his turn, and nothing is left."""
         while self.of("inside"):
             self.of("inside")[0].state = "left"
             self.gate.leave()
             self.look()
         assert not self.of("waiting")
         assert (self.gate.num_inside, self.gate.num_waiting, self.gate.waiting_tokens) == (0, 0, 0)
-        self.loop.close()
 
 
 TestGateMachine = GateMachine.TestCase

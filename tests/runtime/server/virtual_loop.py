@@ -7,6 +7,7 @@ that nothing will bring is told so: `Stuck`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 
@@ -39,6 +40,17 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def settle(self, seconds: float = 0.0) -> None:
         """Let time pass, and whatever is ready then run."""
         self.run_until_complete(asyncio.sleep(seconds + _MOMENT))
+
+    def abandon(self) -> None:
+        """End every task that is left, and the loop."""
+        self.set_exception_handler(lambda loop, context: None)
+        tasks = asyncio.all_tasks(self)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            with contextlib.suppress(Exception):
+                self.run(asyncio.gather(*tasks, return_exceptions=True))
+        self.close()
 
     def _process_events(self, events: object) -> None:
         """There are no files."""

@@ -103,6 +103,7 @@ async def prompt_of(
     """The prompt's pieces: a template runs off the loop.
 
     Raises:
+        PromptTooLong: it cannot fit, which is seen before a template reads it.
         PalmetteError: as `conversation_pieces`.
     """
     continue_last = bool(body.continue_final_message)
@@ -112,6 +113,7 @@ async def prompt_of(
         raise InvalidOption(
             "add_generation_prompt", False, "true or absent, or false together with continue_final_message"
         )
+    service.check_length(sum(len(turn.content or "") for turn in turns))
     kwargs: dict[str, Any] = body.chat_template_kwargs or {}
     return await asyncio.to_thread(
         conversation_pieces, service.template, turns, tools=tools, continue_last=continue_last, template_kwargs=kwargs

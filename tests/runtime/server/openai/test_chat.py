@@ -402,3 +402,14 @@ def test_reasoning_is_split_off_and_counted(thinker: Served) -> None:
     assert made["reasoning_content"] == message["reasoning_content"]
     assert made["content"] == message["content"]
     assert parts[-1]["usage"]["completion_tokens_details"] == {"reasoning_tokens": counted}
+
+
+def test_what_could_not_fit_is_refused_before_a_template_reads_it(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unread(*_: object, **__: object) -> None:
+        raise AssertionError("the template was asked")
+
+    monkeypatch.setattr("palmette.runtime.server.openai.messages.conversation_pieces", unread)
+    error = refused(served, PATH, messages=[{"role": "user", "content": "!" * 1_000_000}])
+    assert error["code"] == "context_length_exceeded"
