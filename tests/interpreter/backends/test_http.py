@@ -427,12 +427,13 @@ def closed_port() -> int:
 
 def test_a_server_that_is_not_there_is_named_at_first_use(closed_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"http://127.0.0.1:{closed_port}"
-    with RuntimeEndpoint(url, timeout=0.3) as endpoint:
+    with RuntimeEndpoint(url) as endpoint:
         monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waited"))
         with pytest.raises(pm.EngineDied, match=url) as caught:
             _ = endpoint.capabilities
         monkeypatch.undo()
         assert "palmette serve" in str(caught.value)
+    with RuntimeEndpoint(url, timeout=0.3) as endpoint:
         assert isinstance(ask(endpoint, "nobody").error(), pm.EngineDied)
         timed = ask(endpoint, "nobody-in-time", timeout=0.1).error()
         assert isinstance(timed, pm.HoleTimeout)
@@ -788,7 +789,9 @@ def test_a_stop_token_of_sglangs_server_is_no_part_of_the_state(sglang: SGLangSe
                 event = ask(backend, name, params=params).wait()
                 assert isinstance(event, TokenEvent)
                 assert event.finish is not None
-                finishes.append((event.finish.reason, event.finish.token_ids, event.finish.tail, event.finish.matched))
+                end_of = event.finish
+                counts = (end_of.usage.completion_tokens, end_of.usage.wasted_tokens)
+                finishes.append((end_of.reason, end_of.token_ids, end_of.tail, end_of.matched, counts))
             assert finishes[0] == finishes[1]
             assert (end in finishes[0][1]) == (not stops)
 

@@ -53,6 +53,12 @@ class Door:
     def __init__(self, service: Service) -> None:
         self._app = build_app(service)
 
+    @property
+    def num_remembered(self) -> int:
+        """Requests that somebody could abort."""
+        aborts = getattr(self._app.state, "aborts", None)
+        return 0 if aborts is None else len(aborts._running)
+
     async def ask(self, visit: Visit) -> None:
         """POST /generate, to its end.
 
