@@ -51,13 +51,21 @@ class Door:
     """The application of one front."""
 
     def __init__(self, service: Service) -> None:
+        self._service = service
         self._app = build_app(service)
 
     @property
     def num_remembered(self) -> int:
         """Requests that somebody could abort."""
         aborts = getattr(self._app.state, "aborts", None)
-        return 0 if aborts is None else len(aborts._running)
+        return 0 if aborts is None else len(aborts)
+
+    def abort(self, visit: Visit) -> None:
+        """As POST /abort_request does for the visit's client."""
+        client = self._service.clients.find(_key_of(visit))
+        aborts = getattr(self._app.state, "aborts", None)
+        if client is not None and aborts is not None and aborts.abort(client, visit.name):
+            visit.is_aborted = True
 
     async def ask(self, visit: Visit) -> None:
         """POST /generate, to its end.
@@ -96,7 +104,7 @@ class _Call:
         self._error: PalmetteError | None = None  # as an event of the stream
 
     def scope(self) -> Scope:
-        key = f"Bearer key of {self._visit.client.name}".encode()
+        key = _key_of(self._visit).encode()
         headers = [(b"host", b"127.0.0.1"), (b"authorization", key), (b"content-type", b"application/json")]
         return {
             "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
@@ -143,7 +151,9 @@ class _Call:
             raise self._told(json.loads(self._body)["error"])
         if visit.kind == "whole":
             self._take(json.loads(self._body))
-        good = visit.finish is not None and visit.finish.reason in _GOOD_ENDS
+        # To be aborted by its client is an answer.
+        ends = (*_GOOD_ENDS, FinishReason.CANCELLED) if visit.is_aborted else _GOOD_ENDS
+        good = visit.finish is not None and visit.finish.reason in ends
         if visit.kind == "stream" and self._is_done != (good and self._error is None):
             raise Violation(f"{visit.name} ended with {visit.finish} and {self._error!r}; [DONE] is {self._is_done}")
         if self._error is not None:
@@ -215,3 +225,7 @@ class _Call:
             case "request_failed":
                 return NumericalError(message) if self._status == 500 else RequestError(message)
         raise Violation(f"{self._visit.name} was told {self._status} {error}")
+
+
+def _key_of(visit: Visit) -> str:
+    return f"Bearer key of {visit.client.name}"

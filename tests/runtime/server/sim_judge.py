@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from palmette.errors import (
+    Cancelled,
     EngineDied,
     HoleTimeout,
     NumericalError,
@@ -85,6 +86,8 @@ class Judge:
         match error:
             case Overloaded():
                 self._allow("short queue" in self._world.faults and 1 <= error.retry_after <= 60 and not begun)
+            case Cancelled():
+                self._allow(visit.is_aborted)
             case UnsupportedConstraint():
                 self._allow(isinstance(visit.request, GenerateRequest) and visit.request.constraint is not None)
             case PromptTooLong():

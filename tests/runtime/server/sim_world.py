@@ -89,6 +89,7 @@ class Visit:
     kind: Kind
     arrives: float
     leaves: float | None = None  # seconds after its arrival
+    aborts: float | None = None  # seconds after its arrival that it says so, over HTTP
     pause: float = 0.0  # seconds between reads
     # what became of it
     asked: float = 0.0
@@ -101,7 +102,8 @@ class Visit:
     text: str = ""
     finish: Finish | None = None
     values: tuple[float, ...] = ()
-    is_sent_away: bool = False  # the server ended, or its front died
+    is_sent_away: bool = False  # the server ended or hung up, or its front died
+    is_aborted: bool = False  # somebody was there to be aborted
 
     @property
     def name(self) -> str:
@@ -242,5 +244,6 @@ def _draw_visit(
     return Visit(
         request, client, kind, arrives,
         leaves=rng.random() * rng.choice((0.05, 1.0)) if "leaves" in faults and rng.random() < 0.4 else None,
+        aborts=rng.random() * rng.choice((0.05, 1.0)) if "leaves" in faults and rng.random() < 0.2 else None,
         pause=rng.choice((0.1, 0.5)) if "slow" in faults and kind == "stream" and rng.random() < 0.5 else 0.0,
     )  # fmt: skip
