@@ -18,6 +18,10 @@ HEAVY = (
     "rich",
     "safetensors",
     "msgspec",
+    "httpx2",
+    "opentelemetry",
+    "starlette",
+    "zmq",
 )
 
 

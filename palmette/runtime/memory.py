@@ -2,7 +2,8 @@
 
 A job's life here:    attach -> (advance, grow, publish)* -> settle, or drop where its tokens cannot be trusted
 
-Knows which slots a job holds. Does not know queues, steps or tensors.
+Knows which slots a job holds, and charges its tenant for them (not for those of tries and embeddings, which a few steps
+give back). Does not know queues, steps or tensors.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class KVMemory:
         """
         self.page_size = page_size
         self.allocator = PageAllocator(num_slots, page_size)
-        self.tree = RadixCache(page_size)
+        self.tree = RadixCache(page_size, num_slots)
         self._shares = shares
         self._listens = listens and shares
 
@@ -93,8 +94,7 @@ class KVMemory:
             return
         self._move(job, match.node)
         size = len(match.slots)
-        self.allocator.free(job.tail[:size])
-        del job.tail[:size]
+        self.allocator.free(self._take(job, size))
         if job.unwritten is None:
             job.unwritten = (node.depth, match.slots)
         else:
@@ -114,7 +114,11 @@ class KVMemory:
         slots = self.try_alloc(missing)
         if slots is None:
             return False
+        assert job.node is not None, "the job is not attached"
         job.tail += slots
+        tenant = job.node.tenant
+        tenant.num_private += len(slots)
+        self.tree.tenants.note(tenant)
         return True
 
     def max_end(self, job: Job) -> int:
@@ -146,7 +150,7 @@ class KVMemory:
         tokens = job.tokens[node.depth : node.depth + size]
         child = self.tree.try_insert_child(node, tokens, job.tail[:size], NodeState.IN_FLIGHT, job.hints.program)
         if child is not None:  # else the tree knows these tokens, and this job computes the last one for its logits
-            del job.tail[:size]
+            self._take(job, size)
             self._move(job, child)
 
     def settle(self, job: Job, *, ends: bool) -> None:
@@ -161,8 +165,7 @@ class KVMemory:
         if self._shares and size > 0:
             state = NodeState.PROVEN if job.is_proven else NodeState.COMPUTED
             last, existing = self.tree.insert(node, job.tokens, job.tail[:size], state, job.hints.program)
-            self.allocator.free(job.tail[:existing])
-            del job.tail[:size]
+            self.allocator.free(self._take(job, size)[:existing])
             self._move(job, last)
             node = last
         self.tree.join_up(node)
@@ -176,7 +179,7 @@ class KVMemory:
         """The job stops running and leaves only what others may hold of its path."""
         node = job.node
         assert node is not None, "the job is not attached"
-        self.allocator.free(job.tail)
+        self.allocator.free(self._take(job, len(job.tail)))
         self.tree.unlock_ref(node)
         job.tail, job.node, job.unwritten, job.computed_len = [], None, None, 0
 
@@ -256,6 +259,7 @@ class KVMemory:
         free, cached = self.allocator.free_slots(), self.tree.slots()
         held = [slot for slots in private for slot in slots]
         assert len(held) == len(set(held)), "two jobs hold one slot"
+        assert self.tree.tenants.num_private <= len(held), "tenants are charged for what no job holds"
         assert free.isdisjoint(cached), "a slot is both free and in the tree"
         assert free.isdisjoint(held), "a slot is both free and a job's"
         assert cached.isdisjoint(held), "a slot is both in the tree and a job's"
@@ -293,6 +297,14 @@ class KVMemory:
             if job.is_first_run:
                 job.cached += max(0, min(depth, job.prompt_len) - job.computed_len)
             job.computed_len = depth
+
+    def _take(self, job: Job, size: int) -> list[int]:
+        """The first `size` private slots of the job, which are its no more."""
+        assert job.node is not None, "the job is not attached"
+        slots = job.tail[:size]
+        del job.tail[:size]
+        job.node.tenant.num_private -= len(slots)
+        return slots
 
     def _move(self, job: Job, node: RadixNode) -> None:
         """Lock deeper. The new lock first: the path must not become evictable in between."""

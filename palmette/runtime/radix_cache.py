@@ -3,9 +3,10 @@
     root --[Q: what is]--> node --[ 2+2?]--> node        an edge is a node's `key`: whole pages of tokens
                              `----[ the sky]--> node     with a slot for each
 
-Knows which slots hold which prefix, who has locked what, and what may go first. Does not know requests, free slots
-(PageAllocator) or tensors. Costs: match and insert O(tokens they walk, as slices), lock and unlock O(nodes of the path
-that nobody else holds), evict O(freed log nodes). Cited idea: RadixAttention, arXiv 2312.07104, section 3.
+Knows which slots hold which prefix, who has locked what, and which prefix of a tenant may go first; whose goes first,
+Tenants says. Does not know requests, free slots (PageAllocator) or tensors. Costs: match and insert O(tokens they walk,
+as slices), lock and unlock O(nodes of the path that nobody else holds), evict O(freed (log nodes + log tenants)). Cited
+idea: RadixAttention, arXiv 2312.07104, section 3.
 
     free slots + evictable + locked (num_tokens - num_evictable) + private to requests = the pool
 
@@ -24,6 +25,7 @@ from typing import NamedTuple
 from palmette.errors import InvalidOption
 from palmette.runtime.cache_hints import CacheHints
 from palmette.runtime.radix_node import TOKEN_CODE, ChildKey, NodeState, RadixNode, common_len
+from palmette.runtime.tenants import UNBOUNDED, Tenant, Tenants, tenant_name
 from palmette.runtime.tokens import TokenRow
 
 
@@ -56,15 +58,19 @@ _SMALL = 256  # tokens: nodes up to this are joined whatever their sizes
 class RadixCache:
     """The tree of one KV pool."""
 
-    def __init__(self, page_size: int = 1) -> None:
+    def __init__(self, page_size: int = 1, num_slots: int = UNBOUNDED) -> None:
+        """
+        Args:
+            num_slots: of the pool, which its tenants share.
+        """
         if page_size < 1:
             raise InvalidOption("page_size", page_size, "an integer >= 1")
         self.page_size = page_size
         self.num_tokens = 0  # in the tree
         self.num_evictable = 0  # of those, on nobody's path
         self.num_nodes = 0  # without roots
+        self.tenants = Tenants(page_size, num_slots)
         self._roots: dict[str, RadixNode] = {}
-        self._heap: list[tuple[tuple[int, int], int, RadixNode]] = []  # lazily repaired; see _push
         self._in_flight: list[RadixNode] = []
         self._clock = 0  # logical time
         self.hints = CacheHints(self._lowered)
@@ -76,7 +82,8 @@ class RadixCache:
         root = self._roots.get(namespace)
         if root is None:
             empty: array[int] = array(TOKEN_CODE)
-            root = RadixNode(None, empty, empty, state=NodeState.PROVEN, stamp=0, namespace=namespace)
+            tenant = self.tenants.open(namespace)
+            root = RadixNode(None, empty, empty, state=NodeState.PROVEN, stamp=0, tenant=tenant, namespace=namespace)
             self._roots[namespace] = root
         return root
 
@@ -207,11 +214,12 @@ class RadixCache:
         first = self._child_key(key)
         if first in node.children:
             return None
-        child = RadixNode(node, key, array(TOKEN_CODE, slots), state=state, stamp=self._tick())
+        tenant = node.tenant
+        child = RadixNode(node, key, array(TOKEN_CODE, slots), state=state, stamp=self._tick(), tenant=tenant)
         node.children[first] = child
         self.num_nodes += 1
-        self.num_tokens += len(key)
-        self.num_evictable += len(key)
+        self._count(tenant, len(key), len(key))
+        self.tenants.note(tenant)
         if state is NodeState.IN_FLIGHT:
             self._in_flight.append(child)
         self.hints.created(child, program)
@@ -256,26 +264,24 @@ class RadixCache:
         self._drop_ref(node)
 
     def evict(self, num_tokens: int) -> list[int]:
-        """Drop at least `num_tokens` tokens if as many are evictable, least useful first, never a locked one.
+        """Drop at least `num_tokens` tokens if as many are evictable, never a locked one.
 
-        A long leaf is cut from its end, so little more than asked for goes.
+        They are taken from the tenant that holds most, no further than to its share while another is beyond its own
+        (tenants.py); of a tenant's the least useful first. A long leaf is cut from its end, so little more than asked
+        for goes.
 
         Returns:
             The freed slots, whole pages; they are the caller's.
         """
         freed: list[int] = []
-        while len(freed) < num_tokens and self._heap:
-            key, _, node = heappop(self._heap)
-            if node.heap_key != key:
-                continue  # a newer entry stands for this node, or the node is gone
-            node.heap_key = None
-            if node.children or node.refs:
-                continue  # it is pushed again when it becomes an unlocked leaf
-            if (node.rank, node.stamp) > key:
-                self._push(node)
-                continue
+        while len(freed) < num_tokens:
+            tenant = self.tenants.giver()
+            if tenant is None:
+                break
             wanted = num_tokens - len(freed)
             wanted += -wanted % self.page_size
+            node = self._pop_leaf(tenant)
+            wanted = min(wanted, self.tenants.excess(tenant) or wanted)
             if wanted < len(node.key):
                 freed.extend(self._cut_tail(node, wanted))
                 self._push(node)
@@ -349,13 +355,22 @@ class RadixCache:
         Raises:
             AssertionError: an invariant is broken.
         """
-        entries = {(key, node) for key, _, node in self._heap}
+        entries: set[tuple[tuple[int, int], RadixNode]] = set()
+        for tenant in {root.tenant for root in self._roots.values()}:
+            entries |= {(key, node) for key, _, node in tenant.leaves}
+        by_tenant: dict[str, tuple[int, int, int]] = {}
         seen: set[int] = set()
         num_tokens = num_evictable = num_nodes = 0
         for namespace, root in self._roots.items():
             assert (root.namespace, root.parent, root.depth) == (namespace, None, 0), "a root is misplaced"
             assert root.children or root.locks, f"namespace {namespace!r} is empty and unlocked"
+            assert root.tenant.name == tenant_name(namespace), "a namespace of somebody else's"
             root.check_refs()
+            roots, held, evictable = by_tenant.get(root.tenant.name, (0, 0, 0))
+            behind = [node for node in root.walk() if node is not root]
+            held += sum(len(node.key) for node in behind)
+            evictable += sum(len(node.key) for node in behind if node.refs == 0)
+            by_tenant[root.tenant.name] = (roots + 1, held, evictable)
         for node in self.nodes():
             parent = node.parent
             assert parent is not None, "a removed node is linked"
@@ -363,6 +378,7 @@ class RadixCache:
             assert len(node.key) == len(node.slots) > 0, "tokens and slots differ in number"
             assert len(node.key) % self.page_size == 0, "part of a page"
             assert node.depth == parent.depth + len(node.key), "a wrong depth"
+            assert node.tenant is parent.tenant, "a node of another tenant's"
             assert node.state <= parent.state or parent.state is not NodeState.IN_FLIGHT, "computed behind in flight"
             assert parent.state is NodeState.PROVEN or node.state is not NodeState.PROVEN, "proven behind unproven"
             assert node.state is not NodeState.IN_FLIGHT or node in self._in_flight, "in flight, but of no step"
@@ -379,6 +395,7 @@ class RadixCache:
         assert len(seen) == num_tokens, "a slot is twice in the tree"
         counted = (num_tokens, num_evictable, num_nodes)
         assert counted == (self.num_tokens, self.num_evictable, self.num_nodes), f"counters are off: {counted}"
+        self.tenants.check_integrity(by_tenant)
         self.hints.check_integrity(set(self.nodes()))
 
     def slots(self) -> set[int]:
@@ -394,6 +411,13 @@ class RadixCache:
         self._clock += 1
         return self._clock
 
+    def _count(self, tenant: Tenant, num_tokens: int, num_evictable: int) -> None:
+        """So many more are in the tree, and evictable."""
+        self.num_tokens += num_tokens
+        self.num_evictable += num_evictable
+        tenant.num_cached += num_tokens
+        tenant.num_evictable += num_evictable
+
     def _touch(self, node: RadixNode) -> None:
         node.stamp = self._tick()  # ancestors take it over when they become leaves
 
@@ -402,7 +426,8 @@ class RadixCache:
         parent = node.parent
         assert parent is not None
         first = self._child_key(node.key)
-        upper = RadixNode(parent, node.key[:length], node.slots[:length], state=node.state, stamp=node.stamp)
+        key, slots = node.key[:length], node.slots[:length]
+        upper = RadixNode(parent, key, slots, state=node.state, stamp=node.stamp, tenant=node.tenant)
         self.hints.split(upper, node)
         upper.refs = 1 if node.refs else 0
         node.key, node.slots, node.parent = node.key[length:], node.slots[length:], upper
@@ -432,16 +457,17 @@ class RadixCache:
             walk.refs += 1
             if walk.refs > 1:
                 return
-            self.num_evictable -= len(walk.key)
+            self._count(walk.tenant, 0, -len(walk.key))
             walk = walk.parent
 
     def _drop_ref(self, node: RadixNode) -> None:
+        self.tenants.note(node.tenant)
         walk: RadixNode | None = node
         while walk is not None:
             walk.refs -= 1
             if walk.refs:
                 return
-            self.num_evictable += len(walk.key)
+            self._count(walk.tenant, 0, len(walk.key))
             if not walk.children:
                 self._push(walk)
             walk = walk.parent
@@ -449,14 +475,29 @@ class RadixCache:
     def _push(self, node: RadixNode) -> None:
         """Give an unlocked leaf a valid heap entry. One that is too early is good enough: evict() repairs it."""
         if node.parent is None:
-            if not node.children and not node.refs:
-                self._roots.pop(node.namespace, None)
+            if not node.children and not node.refs and self._roots.get(node.namespace) is node:
+                del self._roots[node.namespace]
                 node.depth = -1
+                self.tenants.close(node.tenant)
             return
         key = (int(node.rank), node.stamp)
         if node.heap_key is None or key < node.heap_key:
             node.heap_key = key
-            heappush(self._heap, (key, self._tick(), node))
+            heappush(node.tenant.leaves, (key, self._tick(), node))
+
+    def _pop_leaf(self, tenant: Tenant) -> RadixNode:
+        """The least useful leaf of a tenant that has something evictable. The heap has it no more."""
+        while True:
+            assert tenant.leaves, "something is evictable, and no leaf"
+            key, _, node = heappop(tenant.leaves)
+            if node.heap_key != key:
+                continue  # a newer entry stands for this node, or the node is gone
+            node.heap_key = None
+            if node.children or node.refs:
+                continue  # it is pushed again when it becomes an unlocked leaf
+            if (node.rank, node.stamp) <= key:
+                return node
+            self._push(node)
 
     def _lowered(self, node: RadixNode) -> None:
         if not node.children and not node.refs:
@@ -467,8 +508,7 @@ class RadixCache:
         del node.slots[-length:]
         del node.key[-length:]
         node.depth -= length
-        self.num_tokens -= length
-        self.num_evictable -= length
+        self._count(node.tenant, -length, -length)
         return freed
 
     def _remove_leaf(self, node: RadixNode) -> None:
@@ -479,8 +519,7 @@ class RadixCache:
         del parent.children[self._child_key(node.key)]
         parent.stamp = max(parent.stamp, node.stamp)
         self.num_nodes -= 1
-        self.num_tokens -= len(node.key)
-        self.num_evictable -= len(node.key)
+        self._count(node.tenant, -len(node.key), -len(node.key))
         self.hints.removed(node)
         _forget(node)
         if not parent.children and not parent.refs:

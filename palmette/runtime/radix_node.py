@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from enum import IntEnum
 from typing import Protocol
 
+from palmette.runtime.tenants import Tenant
+
 TOKEN_CODE = "q"  # 64 bits: token ids, and atoms above 2**32
 
 ChildKey = int | bytes  # a child's first page
@@ -53,6 +55,7 @@ class RadixNode:
         "slots",
         "stamp",
         "state",
+        "tenant",
     )
 
     def __init__(
@@ -63,6 +66,7 @@ class RadixNode:
         *,
         state: NodeState,
         stamp: int,
+        tenant: Tenant,
         namespace: str = "",
     ) -> None:
         self.parent = parent  # None = a root, or removed
@@ -80,6 +84,7 @@ class RadixNode:
         self.owner = ""  # the one program that used it; "" = several, or none
         self.keep: dict[str, int] | None = None  # program -> siblings still expected here
         self.namespace = namespace  # of a root
+        self.tenant = tenant  # whose namespace it is in
         self.joined: tuple[RadixNode, int] | None = None  # the child that took it in, and its depth then
 
     def walk(self) -> Iterator[RadixNode]:

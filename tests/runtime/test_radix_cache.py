@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Sequence
 from itertools import count
 
@@ -13,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from palmette.runtime.radix_cache import Place, RadixCache
 from palmette.runtime.radix_node import TOKEN_CODE, NodeState, RadixNode, Rank, common_len
+from palmette.runtime.tenants import UNBOUNDED, tenant_name
 from palmette.runtime.tokens import Tokens
 from palmette.types import TokenPath
 
@@ -259,7 +261,7 @@ def test_evicting_looks_at_what_it_frees_not_at_the_tree() -> None:
     tree = RadixCache()
     for i in range(2000):
         put(tree, ids(i, 0), 2 * i)
-    heap = tree._heap
+    heap = tree.root().tenant.leaves
     before = len(heap)
     for _ in range(10):
         tree.evict(2)
@@ -273,7 +275,7 @@ def test_the_eviction_heap_does_not_grow_with_use() -> None:
         tree.lock_ref(node)
         matched(tree, ids(1, 2))
         tree.unlock_ref(node)
-    assert len(tree._heap) == 1
+    assert len(node.tenant.leaves) == 1
 
 
 # -- streams -------------------------------------------------------------------------------------------------------
@@ -370,7 +372,7 @@ def test_a_path_that_grows_bit_by_bit_has_few_nodes_and_is_copied_seldom(monkeyp
 
 Path = tuple[str, tuple[int, ...], int]  # namespace, tokens to the end of a page, place of one of the page's tokens
 TOKENS = st.lists(st.integers(0, 2), min_size=0, max_size=10)
-NAMESPACES = st.sampled_from(["", "n"])
+NAMESPACES = st.sampled_from(["", "", "n", "n/salt", "m"])  # of three tenants
 PROGRAMS = st.sampled_from(["", "p", "q"])
 
 
@@ -391,12 +393,13 @@ class Unread(Tokens):
 class RadixMachine(RuleBasedStateMachine):
     """The model: every token of every cached prefix -> its slot."""
 
-    @initialize(page_size=st.sampled_from([1, 2, 3]))
-    def build(self, page_size: int) -> None:
-        self.tree = RadixCache(page_size)
+    @initialize(page_size=st.sampled_from([1, 2, 3]), num_slots=st.sampled_from([UNBOUNDED, 20, 12]))
+    def build(self, page_size: int, num_slots: int) -> None:
+        self.tree = RadixCache(page_size, num_slots)
         self.size = page_size
         self.model: dict[Path, int] = {}
         self.locked: list[tuple[RadixNode, str, tuple[int, ...]]] = []
+        self.private: Counter[str] = Counter()  # by tenant
         self.places: list[tuple[Place, str, list[int]]] = []
         self.fresh = count()
 
@@ -441,7 +444,17 @@ class RadixMachine(RuleBasedStateMachine):
     def unlock(self, data: st.DataObject) -> None:
         if self.locked:
             node, _, _ = self.locked.pop(data.draw(st.integers(0, len(self.locked) - 1)))
+            if all(other.tenant is not node.tenant for other, _, _ in self.locked):
+                node.tenant.num_private = self.private[node.tenant.name] = 0
             self.tree.unlock_ref(node)
+
+    @rule(data=st.data(), pages=st.integers(0, 9))
+    def run(self, data: st.DataObject, pages: int) -> None:
+        """Whoever has locked something holds so much outside the tree."""
+        if self.locked:
+            tenant = data.draw(st.sampled_from(self.locked))[0].tenant
+            tenant.num_private = self.private[tenant.name] = pages * self.size
+            self.tree.tenants.note(tenant)
 
     @rule(namespace=NAMESPACES, tokens=TOKENS, depth=st.integers(0, 10))
     def note_a_place(self, namespace: str, tokens: list[int], depth: int) -> None:
@@ -485,6 +498,7 @@ class RadixMachine(RuleBasedStateMachine):
     @rule(wanted=st.integers(1, 12))
     def evict(self, wanted: int) -> None:
         evictable = self.tree.num_evictable
+        before, share = self.holdings(), self.tree.tenants.share
         freed = self.tree.evict(wanted)
         assert len(freed) == len(set(freed))
         assert len(freed) >= min(wanted, evictable)
@@ -494,6 +508,29 @@ class RadixMachine(RuleBasedStateMachine):
             del self.model[paths[slot]]
         for _, namespace, tokens in self.locked:
             assert self.longest(namespace, list(tokens)) == len(tokens), "a locked prefix was evicted"
+        after = self.holdings()
+        losers = [name for name in before if after[name] < before[name]]
+        could_give = [name for name, count in self.evictable().items() if count]
+        for loser in losers:
+            for other in could_give:
+                assert after[other] <= before[loser], "one who held more than the loser kept it"
+                assert after[loser] >= min(share, before[loser]) or after[other] <= share, (
+                    "one within its share lost to one beyond"
+                )
+
+    @rule(namespace=NAMESPACES, first=st.integers(3, 6), wanted=st.integers(1, 16))
+    def flood(self, namespace: str, first: int, wanted: int) -> None:
+        """A long prefix like no other, and then somebody needs room."""
+        self.insert(namespace, [first] * 12, "")
+        self.evict(wanted)
+
+    def holdings(self) -> Counter[str]:
+        """By tenant, locked and private tokens included."""
+        return Counter(tenant_name(namespace) for namespace, _, _ in self.model) + self.private
+
+    def evictable(self) -> Counter[str]:
+        held = {self.path(n, tokens, i) for _, n, tokens in self.locked for i in range(len(tokens))}
+        return Counter(tenant_name(path[0]) for path in self.model if path not in held)
 
     @rule(namespace=NAMESPACES, tokens=TOKENS, program=st.sampled_from(["p", "q"]), siblings=st.integers(1, 3))
     def expect(self, namespace: str, tokens: list[int], program: str, siblings: int) -> None:
@@ -547,8 +584,12 @@ class RadixMachine(RuleBasedStateMachine):
         self.tree.check_integrity()
         assert self.tree.slots() == set(self.model.values())
         assert self.tree.num_tokens == len(self.model)
-        held = {self.path(n, tokens, i) for _, n, tokens in self.locked for i in range(len(tokens))}
-        assert self.tree.num_evictable == len(self.model) - len(held & self.model.keys())
+        evictable = self.evictable()
+        assert self.tree.num_evictable == evictable.total()
+        for name in ("", "n", "m"):
+            tenant = self.tree.tenants.find(name)
+            assert (0 if tenant is None else tenant.num_evictable) == evictable[name]
+            assert (0 if tenant is None else tenant.num_held) == self.holdings()[name]
 
 
 TestRadixMachine = RadixMachine.TestCase

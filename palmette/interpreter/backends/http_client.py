@@ -23,6 +23,7 @@ import msgspec
 
 from palmette.errors import EngineDied, InvalidOption, NoBackend, RequestError
 from palmette.interpreter.backends.http_errors import TryAgain, refusal
+from palmette.interpreter.tracing import outgoing_headers
 
 if TYPE_CHECKING:
     import httpx2
@@ -151,7 +152,9 @@ class HttpClient:
 
         content = None if body is None else encoded(body)
         silence = httpx2.Timeout(None, connect=_CONNECT_SECONDS, read=seconds or _SILENCE, write=_SILENCE)
-        headers = {} if content is None else {"content-type": "application/json"}
+        headers = outgoing_headers()  # of the hole's span: whoever put this on the loop brought its context along
+        if content is not None:
+            headers["content-type"] = "application/json"
         pool = self._free_pool()
         url = self.base_url + path
         request = pool.client.build_request(method, url, content=content, headers=headers, timeout=silence)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 from pydantic import BaseModel, ValidationError
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -175,6 +175,8 @@ def answered(handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Req
             return await handler(request)
         except (PalmetteError, HTTPError) as error:
             return error_response(error)
+        except ClientDisconnect:
+            return error_response(HTTPError(CLIENT_GONE, "the client left"))
         except Exception as error:
             logger.exception("a request failed by an error of ours")
             return error_response(error)
