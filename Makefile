@@ -29,7 +29,8 @@ tests: $(READY)
 	$(BIN)/python -m pytest
 
 acceptance: $(READY)
-	PALMETTE_ACCEPTANCE=1 $(BIN)/python -m pytest tests/acceptance tests/fsm --full --timeout 3600
+	PALMETTE_ACCEPTANCE=1 $(BIN)/python -m pytest tests/acceptance tests/fsm \
+		tests/runtime/server/test_simulation.py tests/runtime/server/test_processes.py --full --timeout 3600
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.imports

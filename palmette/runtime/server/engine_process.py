@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import msgspec
 import zmq
 
-from palmette.errors import EngineDied, PalmetteError
+from palmette.errors import EngineDied, PalmetteError, RequestError
 from palmette.runtime.config import ENFORCED
 from palmette.runtime.driver import EngineThread
 from palmette.runtime.engine import EngineCore, build_engine
@@ -26,7 +26,7 @@ from palmette.runtime.request import refusal
 from palmette.runtime.server import lease, wire
 from palmette.runtime.server.orders import BAD_SETTINGS, EngineReport, EngineSettings, Ready
 from palmette.runtime.stats import Stats
-from palmette.types import Event, FinishReason, Request, TokenEvent
+from palmette.types import Event, Finish, FinishReason, Request, TokenEvent
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,18 @@ class EngineServer:
             os._exit(DIED)
 
     def _send(self, step: wire.Step) -> None:
-        self._outbox.send_multipart(wire.to_frames(self._secret, step), copy=False)
+        frames = wire.to_frames(self._secret, step)
+        if len(frames[1]) <= wire.MAX_MESSAGE:
+            self._outbox.send_multipart(frames, copy=False)
+        elif len(step.events) > 1:
+            for event in step.events:
+                self._send(wire.Step((event,)))
+        else:
+            request_id = step.events[0].id
+            self._thread.cancel(request_id)
+            error = RequestError(f"the answer is larger than {wire.MAX_MESSAGE >> 20} MiB: ask for fewer logprobs")
+            failed = TokenEvent(request_id, finish=Finish(FinishReason.FAILED, error=error))
+            self._send(wire.Step((wire.event_to_wire(failed),)))
 
 
 def main() -> None:
