@@ -16,11 +16,13 @@ PACKAGE = ROOT / "palmette"
 ALLOWED: dict[str, tuple[str, ...]] = {
     "palmette.errors": (),
     "palmette.native": ("palmette.errors",),
+    "palmette.tracers": (),
     "palmette.specs": ("palmette.errors",),
     "palmette.types": ("palmette.specs", "palmette.errors"),
     "palmette.formats": ("palmette.types", "palmette.specs", "palmette.errors"),
     "palmette.ir": ("palmette.types", "palmette.specs", "palmette.errors"),
     "palmette.interpreter": (
+        "palmette.tracers",
         "palmette.ir",
         "palmette.formats",
         "palmette.types",
@@ -71,6 +73,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "palmette.errors",
     ),
     "palmette.runtime.server": (
+        "palmette.tracers",
         "palmette.runtime",
         "palmette.ir.spec_data",
         "palmette.fsm",

@@ -10,15 +10,14 @@ imported and nothing is made. Spans carry names, counts and outcomes: no argumen
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from palmette.interpreter.item import Item
 from palmette.interpreter.run import ProgramRun
 from palmette.ir import Gen, Select
+from palmette.tracers import configured_tracer
 from palmette.types import Usage
 
 if TYPE_CHECKING:  # imported by whoever configures it
@@ -99,20 +98,6 @@ def outgoing_headers() -> dict[str, str]:
     headers: dict[str, str] = {}
     TraceContextTextMapPropagator().inject(headers)
     return headers
-
-
-def configured_tracer() -> Tracer | None:
-    """None unless somebody set OpenTelemetry up in this process."""
-    trace: Any = sys.modules.get("opentelemetry.trace")
-    if trace is None:
-        if "OTEL_PYTHON_TRACER_PROVIDER" not in os.environ:
-            return None
-        import opentelemetry.trace as trace
-    provider = trace.get_tracer_provider()
-    if isinstance(provider, trace.ProxyTracerProvider | trace.NoOpTracerProvider):
-        return None
-    found: Tracer = provider.get_tracer("palmette")
-    return found
 
 
 def _usage(usage: Usage) -> dict[str, int]:

@@ -12,8 +12,7 @@ Knows HTTP and the order of things; what a body means is in native_plan, what is
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
@@ -40,14 +39,13 @@ from palmette.runtime.server.native_plan import Plan, Sample, plan_of
 from palmette.runtime.server.native_schema import AbortBody, GenerateBody
 from palmette.runtime.server.programs import ProgramBody, ProgramBook, book_of
 from palmette.runtime.server.service import Service
+from palmette.runtime.server.together import gathered, merged
 from palmette.types import Finish, FinishReason, GenerateRequest, TokenEvent
 
 T = TypeVar("T")
 
 API_VERSION = 1  # of what `palmette` in /model_info announces
 FEATURES = ("program", "constraint", "score", "tokenizer")
-_AT_ONCE = 128  # samples of one request that wait or run; the others follow as these end
-_QUEUED = 16  # chunks of a batch that wait for a slow reader
 
 
 # -- /generate ---------------------------------------------------------------------------------------------------------
@@ -91,13 +89,7 @@ class _Run:
         samples = self.plan.samples
         if self.plan.is_single:
             return await self._whole(samples[0])
-        turns = asyncio.Semaphore(_AT_ONCE)
-
-        async def in_turn(sample: Sample) -> dict[str, Any]:
-            async with turns:
-                return await self._whole(sample)
-
-        return await _gathered([in_turn(sample) for sample in samples])
+        return await gathered([self._whole(sample) for sample in samples])
 
     async def chunks(self) -> AsyncGenerator[bytes]:
         """Server-sent events; those of a batch as they come, each with its `index`."""
@@ -107,8 +99,8 @@ class _Run:
                 async for chunk in source:
                     yield chunk
             return
-        async with aclosing(_merged([self._chunks(sample) for sample in samples])) as merged:
-            async for chunk in merged:
+        async with aclosing(merged([self._chunks(sample) for sample in samples])) as source_chunks:
+            async for _, chunk in source_chunks:
                 yield chunk
 
     async def _whole(self, sample: Sample) -> dict[str, Any]:
@@ -165,48 +157,6 @@ def _error_event(error: PalmetteError) -> bytes:
     if not isinstance(error, _Broken):
         return sse(error_body(error))
     return b"" if error.was_told else sse(error_body(error.cause))
-
-
-async def _gathered(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """All results; the first error cancels the rest."""
-    tasks = [asyncio.ensure_future(each) for each in work]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _merged(sources: Sequence[AsyncGenerator[bytes]]) -> AsyncGenerator[bytes]:
-    """Chunks of all sources as they come. Bounded: who reads slowly holds them up."""
-    queue: asyncio.Queue[bytes | Exception | None] = asyncio.Queue(_QUEUED)
-    turns = asyncio.Semaphore(_AT_ONCE)
-
-    async def pump(source: AsyncGenerator[bytes]) -> None:
-        try:
-            async with turns, aclosing(source) as chunks:
-                async for chunk in chunks:
-                    await queue.put(chunk)
-            await queue.put(None)
-        except Exception as error:  # noqa: BLE001 - handed on to the reader
-            await queue.put(error)
-
-    tasks = [asyncio.ensure_future(pump(source)) for source in sources]
-    try:
-        left = len(tasks)
-        while left:
-            item = await queue.get()
-            if isinstance(item, Exception):
-                raise item
-            if item is None:
-                left -= 1
-            else:
-                yield item
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 # -- the rest ----------------------------------------------------------------------------------------------------------

@@ -9,17 +9,16 @@ texts. What the caller's `traceparent` says is continued for clients that the gu
 
 from __future__ import annotations
 
-import os
-import sys
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from palmette.runtime.server.service import Observed, Service
+from palmette.tracers import configured_tracer
 
 if TYPE_CHECKING:  # imported by whoever configures it
-    from opentelemetry.trace import Span, Tracer
+    from opentelemetry.trace import Span
 
 REQUEST_SPAN = "palmette.request"
 _W3C = ("traceparent", "tracestate")
@@ -92,20 +91,6 @@ class Tracing:
         finally:
             _tally.reset(token)
             _end(span, tally, status)
-
-
-def configured_tracer() -> Tracer | None:
-    """None unless somebody set OpenTelemetry up in this process."""
-    trace: Any = sys.modules.get("opentelemetry.trace")
-    if trace is None:
-        if "OTEL_PYTHON_TRACER_PROVIDER" not in os.environ:
-            return None
-        import opentelemetry.trace as trace
-    provider = trace.get_tracer_provider()
-    if isinstance(provider, trace.ProxyTracerProvider | trace.NoOpTracerProvider):
-        return None
-    found: Tracer = provider.get_tracer("palmette")
-    return found
 
 
 def _caller_of(scope: Scope) -> Any:

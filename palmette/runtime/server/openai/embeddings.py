@@ -13,9 +13,9 @@ from palmette.errors import InvalidOption, PromptTooLong, RequestError, Unsuppor
 from palmette.runtime.server.clients import Client
 from palmette.runtime.server.http import client_of, json_response, read_body, service_of, until_gone
 from palmette.runtime.server.openai.params import check_body, check_token_ids, prompts_of
-from palmette.runtime.server.openai.sampling import gathered
 from palmette.runtime.server.openai.schema import EmbeddingBody
 from palmette.runtime.server.service import ModelCard, Service
+from palmette.runtime.server.together import gathered
 from palmette.types import EmbedEvent, EmbedRequest
 
 

@@ -5,30 +5,16 @@ Knows the service and its events. Knows neither bodies nor chunks.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from palmette.runtime.server.clients import Client
 from palmette.runtime.server.service import Answer, Service, checked
+from palmette.runtime.server.together import gathered, merged
 from palmette.types import Finish, GenerateRequest, ProgramEnded, TokenEvent, TokenLogprob, Usage
 
 T = TypeVar("T")
-
-_QUEUED = 16  # events that wait for a reader beside those of their flights
-
-
-async def gathered(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """All results; the first error cancels the rest."""
-    tasks = [asyncio.ensure_future(each) for each in work]
-    try:
-        return await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
 
 
 async def answers(service: Service, client: Client, requests: Sequence[GenerateRequest]) -> list[Answer]:
@@ -58,8 +44,8 @@ async def events(
                 async for event in source:
                     yield 0, event
             return
-        async with aclosing(_merged([_events(service, client, request) for request in requests])) as merged:
-            async for index, event in merged:
+        async with aclosing(merged([_events(service, client, request) for request in requests])) as found:
+            async for index, event in found:
                 yield index, event
     except BaseException:
         _forget(service, requests)
@@ -105,33 +91,3 @@ async def _events(service: Service, client: Client, request: GenerateRequest) ->
             if event.finish is not None:
                 checked(event.finish)
             yield event
-
-
-async def _merged(sources: Sequence[AsyncGenerator[T]]) -> AsyncGenerator[tuple[int, T]]:
-    """Items of all sources as they come. Bounded: who reads slowly holds them up."""
-    queue: asyncio.Queue[tuple[int, T] | BaseException | None] = asyncio.Queue(_QUEUED)
-
-    async def pump(index: int, source: AsyncGenerator[T]) -> None:
-        try:
-            async with aclosing(source):
-                async for item in source:
-                    await queue.put((index, item))
-            await queue.put(None)
-        except Exception as error:  # noqa: BLE001 - raised where the items are read
-            await queue.put(error)
-
-    tasks = [asyncio.ensure_future(pump(i, source)) for i, source in enumerate(sources)]
-    try:
-        left = len(tasks)
-        while left:
-            item = await queue.get()
-            if isinstance(item, BaseException):
-                raise item
-            if item is None:
-                left -= 1
-            else:
-                yield item
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -15,7 +15,8 @@ from palmette.formats import TOOL_FORMATS, detect
 from palmette.runtime.byte_tokenizer import ByteTokenizer
 from palmette.runtime.server.openai.logprobs import LOWEST, CompletionRows, chat_rows, token_text
 from palmette.runtime.server.openai.params import sample_seed
-from palmette.runtime.server.openai.sampling import _merged, gathered, stop_reason, usage_of
+from palmette.runtime.server.openai.sampling import stop_reason, usage_of
+from palmette.runtime.server.together import gathered, merged
 from palmette.types import Finish, FinishReason, TokenLogprob, Usage
 
 
@@ -109,7 +110,7 @@ def test_merging_keeps_the_order_of_each_source() -> None:
     async def work() -> None:
         sources = [_Source(n) for n in (0, 5, 40)]
         got: list[list[int]] = [[], [], []]
-        async for index, item in _merged([source.items() for source in sources]):
+        async for index, item in merged([source.items() for source in sources]):
             got[index].append(item)
         assert got == [list(range(1, n + 1)) for n in (0, 5, 40)]
 
@@ -120,7 +121,7 @@ def test_one_that_fails_ends_the_others() -> None:
     async def work() -> None:
         sources = [_Source(None), _Source(3, RequestError("it broke"))]
         with pytest.raises(RequestError, match="it broke"):
-            async for _ in _merged([source.items() for source in sources]):
+            async for _ in merged([source.items() for source in sources]):
                 pass
         assert all(source.is_closed for source in sources)
 
@@ -130,12 +131,12 @@ def test_one_that_fails_ends_the_others() -> None:
 def test_a_reader_that_stops_holds_the_sources_up_and_then_ends_them() -> None:
     async def work() -> None:
         source = _Source(None)
-        merged = _merged([source.items(), _Source(0).items()])
-        await anext(merged)
+        found = merged([source.items(), _Source(0).items()])
+        await anext(found)
         for _ in range(500):
             await asyncio.sleep(0)
         assert source.given < 30
-        await merged.aclose()
+        await found.aclose()
         assert source.is_closed
 
     _run(work)
