@@ -39,8 +39,7 @@ from palmette.runtime.server.orders import EngineReport, EngineSettings, FrontRe
 logger = logging.getLogger(__name__)
 
 LOAD_SECONDS = 600.0  # that an engine may take to load its model
-QUICK_DEATH = 10.0  # seconds of service before which a death counts as another of the same kind
-MAX_PAUSE = 30.0  # seconds before an engine that keeps dying is tried again
+MAX_PAUSE = 30.0  # seconds before an engine that does not come up is tried again
 MAX_FILES = 65536
 TINY = "tiny"
 PREFIX = "palmette-"  # of the directory
@@ -107,10 +106,9 @@ class Supervisor:
     # -- the engine ----------------------------------------------------------------------------------------------------
 
     async def _keep_engine(self, is_up: asyncio.Event) -> None:
-        generation, quick_deaths = 0, 0
+        generation, failed_starts = 0, 0  # those that died before they were ready
         while not self._stopping.is_set():
             generation += 1
-            began = time.monotonic()
             reason = await self._run_engine(generation, is_up)
             if self._failure is not None and not is_up.is_set():
                 raise CannotServe(self._failure)
@@ -118,10 +116,10 @@ class Supervisor:
                 return
             self._restarts += 1
             logger.error("%s; it is started anew", reason)
+            failed_starts = 0 if self._order.generation == generation else failed_starts + 1
             self._tell_front(Order(died=reason, restarts=self._restarts))
-            quick_deaths = quick_deaths + 1 if time.monotonic() - began < QUICK_DEATH else 0
-            if quick_deaths > 3:
-                await asyncio.sleep(min(MAX_PAUSE, 2.0 ** (quick_deaths - 3)))
+            if failed_starts > 1:
+                await asyncio.sleep(min(MAX_PAUSE, 2.0 ** (failed_starts - 1)))
 
     async def _run_engine(self, generation: int, is_up: asyncio.Event) -> str:
         """Start one, follow its reports until it is gone, and say why it went."""
