@@ -19,6 +19,8 @@ from palmette.specs import Spec
 
 MAX_STOPS = 64
 MAX_TOP_LOGPROBS = 20
+GREEDY_BELOW = 1e-6  # temperatures: a logit divided by less may be no number
+LEAST_REPETITION_PENALTY = 0.01
 
 
 def _check_int(name: str, value: object, low: int, high: int) -> None:
@@ -47,7 +49,7 @@ class SamplingParams:
 
     max_new_tokens: int = 128  # 0 = only compute (and cache) the prompt
     min_new_tokens: int = 0  # end-of-sequence, stop tokens and stop strings do not end the hole before this many
-    temperature: float = 1.0  # 0 = greedy
+    temperature: float = 1.0  # 0 = greedy, and so is what lies below GREEDY_BELOW
     top_p: float = 1.0
     top_k: int = -1  # -1 = the whole vocabulary
     min_p: float = 0.0
@@ -70,7 +72,7 @@ class SamplingParams:
         _check_float("min_p", self.min_p, 0.0, 1.0)
         _check_float("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _check_float("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _check_float("repetition_penalty", self.repetition_penalty, 0.0, 10.0, open_low=True)
+        _check_float("repetition_penalty", self.repetition_penalty, LEAST_REPETITION_PENALTY, 10.0)
         if not isinstance(self.top_k, int) or (self.top_k < 1 and self.top_k != -1):
             raise InvalidOption("top_k", self.top_k, "-1 (off) or an integer >= 1")
         if len(self.stop) > MAX_STOPS or any(not isinstance(s, str) or not s for s in self.stop):
@@ -86,7 +88,7 @@ class SamplingParams:
 
     @property
     def is_greedy(self) -> bool:
-        return self.temperature == 0.0 or self.top_k == 1
+        return self.temperature < GREEDY_BELOW or self.top_k == 1
 
 
 @dataclass(frozen=True, slots=True)

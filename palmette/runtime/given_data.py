@@ -36,10 +36,14 @@ def given_schema(value: Any, *, are_names: bool = False) -> Any:
         for key, item in value.items():
             is_keyword = not are_names and key in _KEYWORDS
             inner = given_schema(item, are_names=is_keyword and key in _NAMED)
-            is_type = is_keyword and key == "type" and _TYPES.issuperset(item if isinstance(item, list) else [item])
+            is_type = is_keyword and key == "type" and _names_types(item)
             made[key if is_keyword else Given(key)] = item if is_type else inner
         return made
     return [given_schema(item) for item in value] if isinstance(value, list) else given_data(value)
+
+
+def _names_types(value: Any) -> bool:
+    return all(isinstance(name, str) and name in _TYPES for name in (value if isinstance(value, list) else [value]))
 
 
 def given_data(value: Any) -> Any:

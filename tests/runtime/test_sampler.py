@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from palmette.errors import InvalidOption
 from palmette.runtime.logprobs import pick_logprobs, token_logprobs
 from palmette.runtime.sampler import (
     Draw,
@@ -233,3 +234,15 @@ def test_the_margin_tells_how_close_a_choice_was() -> None:
     u = uniform(9, 0)
     even = torch.zeros(4)
     assert draw_margin(even, draw(9)) == pytest.approx(min(u % 0.25, 0.25 - u % 0.25))
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-38, 1e-7])
+def test_a_temperature_that_logits_cannot_be_divided_by_is_greedy(temperature: float) -> None:
+    logits = torch.tensor([[1.0, 50.0, -3.0]])
+    assert sample(logits, [draw(temperature=temperature)]) == [1]
+
+
+@pytest.mark.parametrize("penalty", [5e-324, 1e-300, 0.0, 0.009])
+def test_a_penalty_that_makes_logits_no_numbers_is_refused(penalty: float) -> None:
+    with pytest.raises(InvalidOption, match="repetition_penalty"):
+        SamplingParams(repetition_penalty=penalty)

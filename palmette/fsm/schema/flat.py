@@ -170,7 +170,7 @@ def _restrict_types(flat: Flat, place: str, value: Any) -> None:
     for name in names:
         if name == "any":
             return
-        if name not in ALL_TYPES and name != "integer":
+        if not isinstance(name, str) or (name not in ALL_TYPES and name != "integer"):
             raise UnsupportedConstraint(place, "type", f"{name!r} is not a type")
         allowed.add(name)
     if "integer" in allowed and "number" not in allowed:

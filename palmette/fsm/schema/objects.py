@@ -141,6 +141,8 @@ class Shape:
             names.update(dict.fromkeys(view.get("properties", {})))
             self.patterns.update(dict.fromkeys(view.get("patternProperties", {})))
             wanted = view.get("required", [])
+            if isinstance(wanted, list) and not all(isinstance(name, str) for name in wanted):
+                raise UnsupportedConstraint(place, "required", "its value must be a list of names")
             required.update(dict.fromkeys(wanted if isinstance(wanted, list) else []))
             self.low = max(self.low, _count(place, "minProperties", view, 0))
             if "maxProperties" in view:

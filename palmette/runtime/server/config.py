@@ -22,6 +22,7 @@ class ServerLimits:
     max_in_engine: int = 512  # requests the engine knows at once
     request_timeout: float = 600.0  # from arrival to the last token, unless a request asks for less
     queue_timeout: float = 120.0  # of it in the queue
+    read_timeout: float = 30.0  # that a client may take for its headers, and again for its body
     write_timeout: float = 30.0  # that a client may leave its stream unread
     max_unread: int = 1 << 20  # text a stream may hold for a client that does not read it
     drain_timeout: float = 30.0  # that SIGTERM waits for running requests
@@ -36,8 +37,8 @@ class ServerLimits:
             _check_number(name, getattr(self, name), 1, 1 << 50)
         _check_number("compile_memory", self.compile_memory, 256 << 20, 1 << 50)
         for name in (
-            "request_timeout", "queue_timeout", "write_timeout", "drain_timeout", "stall_unready", "stall_kill",
-            "compile_timeout", "program_ttl",
+            "request_timeout", "queue_timeout", "read_timeout", "write_timeout", "drain_timeout", "stall_unready",
+            "stall_kill", "compile_timeout", "program_ttl",
         ):  # fmt: skip
             _check_number(name, getattr(self, name), 0.01, 1e7)
 

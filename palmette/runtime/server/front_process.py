@@ -7,8 +7,10 @@ torch. Run as `python -m palmette.runtime.server.front_process` by the superviso
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
+import signal
 import socket
 import sys
 import time
@@ -18,7 +20,7 @@ import msgspec
 import uvicorn
 from uvicorn.config import LOGGING_CONFIG
 
-from palmette.errors import PalmetteError
+from palmette.errors import EngineDied, PalmetteError
 from palmette.runtime.chat_template import ChatTemplate
 from palmette.runtime.models.tokenizer_of import tokenizer_of
 from palmette.runtime.server import lease
@@ -56,18 +58,20 @@ class Front:
         self._link: ProcessLink | None = None
         self._generation = 0  # of the engine it leads to, or led to
         self._server: uvicorn.Server | None = None
+        self._last_word: PalmetteError | None = None  # for what runs, once nobody will answer it
 
     async def serve(self, source: Iterator[bytes]) -> None:
         """Until it has drained."""
         loop = asyncio.get_running_loop()
-        lease.hold(source, self._settings.process.directory, lambda line: loop.call_soon_threadsafe(self._obey, line))
-        await self.constraints.start()
         config = uvicorn.Config(
             build_app(self.service), http=bounded_protocol(self.service), lifespan="off", log_config=_log_config(),
             log_level=self._settings.log_level, access_log=False, server_header=False, proxy_headers=False,
             timeout_graceful_shutdown=5, backlog=4096,
         )  # fmt: skip
-        self._server = uvicorn.Server(config)
+        self._server = _Server(config)
+        # Now that there is what an order to drain ends: it may be the first one.
+        lease.hold(source, self._settings.process.directory, lambda line: loop.call_soon_threadsafe(self._obey, line))
+        await self.constraints.start()
         expiring = asyncio.ensure_future(self._expire())
         listening = socket.socket(fileno=self._settings.listen_fd)
         lease.tell(FrontReport(started=True))
@@ -83,6 +87,8 @@ class Front:
             self._attach(order.ready, order.generation)
         if order.died is not None:
             self._detach(order.died)
+            if order.drain:
+                self._end(EngineDied(f"{order.died} while the server was shutting down"))
         if order.stalled is not None:
             self.service.is_stalled = order.stalled
         self.service.num_restarts = max(self.service.num_restarts, order.restarts)
@@ -111,13 +117,29 @@ class Front:
         deadline = time.monotonic() + self._settings.config.limits.drain_timeout
         while (len(self.service.flights) or self.service.gate.num_waiting) and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
+        self._end(EngineDied("the server is shutting down and could not wait any longer"))
         assert self._server is not None, "orders come once the server is there"
         self._server.should_exit = True
+
+    def _end(self, error: PalmetteError) -> None:
+        """Nothing will come of what runs: it is told so, and what is let in after it, too."""
+        self._last_word = error
+        self.service.flights.fail_all(error)
 
     async def _expire(self) -> None:
         while True:
             await asyncio.sleep(EXPIRE_SECONDS)
             self.service.flights.expire()
+            if self._last_word is not None:
+                self.service.flights.fail_all(self._last_word)
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to the supervisor, which ends this process by its lease."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
 
 
 def _log_config() -> dict[str, object]:
@@ -128,6 +150,7 @@ def _log_config() -> dict[str, object]:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a service manager may send it to all of us: the supervisor drains
     logging.basicConfig(level=logging.INFO, format="%(levelname)s front: %(message)s", stream=sys.stderr)
     lease.own_stdout()
     source = lease.lines()

@@ -5,18 +5,24 @@ Host in the allow-list -> headers and body within bounds -> a client with a key 
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Mapping
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from palmette.runtime.server.config import ServerConfig
 from palmette.runtime.server.http import HTTPError, error_response
-from palmette.runtime.server.protocol import WORK
+from palmette.runtime.server.protocol import ABORT, WORK
 from palmette.runtime.server.service import Service
+
+logger = logging.getLogger(__name__)
 
 PUBLIC = frozenset({"/health", "/live", "/ping"})  # tell nothing but whether the server serves
 ADMIN = frozenset({"/flush_cache"})  # touch every client
+_READ = frozenset({b"host", b"authorization", b"content-length", b"origin", b"sec-fetch-site"})
+_PIECE = 256 << 10  # bytes of an answer that a client must take within the time for it
 
 
 class Guard:
@@ -42,7 +48,7 @@ class Guard:
             return
         self._service.num_working += is_work
         try:
-            await self._app(scope, bounded, send)
+            await self._app(scope, bounded, _Sent(send, scope, self._service.config.limits.write_timeout))
         except HTTPError as error:
             if error.status != 413:
                 raise
@@ -55,8 +61,9 @@ class Guard:
         headers: Iterable[tuple[bytes, bytes]] = scope["headers"]
         if sum(len(name) + len(value) for name, value in headers) > limits.max_header:
             raise HTTPError(431, f"the headers are larger than {limits.max_header} bytes")
-        named = {name: value for name, value in headers if name in (b"host", b"authorization", b"content-length")}
+        named = {name: value for name, value in headers if name in _READ}
         self._check_host(named.get(b"host", b"").decode("latin-1"))
+        self._check_site(named)
         length = named.get(b"content-length", b"0")
         if length.isdigit() and int(length) > limits.max_body:
             raise HTTPError(413, f"the body is larger than {limits.max_body} bytes")
@@ -72,9 +79,48 @@ class Guard:
         """A browser that was led here by another site's name sends that name (DNS rebinding)."""
         if self._hosts is None:
             return
-        name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-        if name.strip("[]").lower() not in self._hosts:
+        if _name(host) not in self._hosts:
             raise HTTPError(421, f"this server does not answer for {host[:100]!r}: allow it with --allowed-host")
+
+    def _check_site(self, headers: Mapping[bytes, bytes]) -> None:
+        """A browser that another site's page sends here says so; it would not show the page what we answer anyway."""
+        if self._hosts is None:
+            return
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        scheme, _, host = origin.partition("://")
+        is_other = origin == "null" or (scheme in ("http", "https") and _name(host) not in self._hosts)
+        if is_other or (not origin and headers.get(b"sec-fetch-site") == b"cross-site"):
+            raise HTTPError(403, "a page of another site may not send requests here: allow it with --allowed-host")
+
+
+def _name(host: str) -> str:
+    """Without the port and an IPv6 address's brackets."""
+    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+    return name.strip("[]").lower()
+
+
+class _Sent:
+    """`send`, for a whole answer: in pieces that the client must take in time each. Streams see to that themselves.
+
+    Else a client that asks for much and reads nothing would hold its place among the requests for ever.
+    """
+
+    def __init__(self, send: Send, scope: Scope, seconds: float) -> None:
+        self._send, self._scope, self._seconds = send, scope, seconds
+
+    async def __call__(self, message: Message) -> None:
+        body = message.get("body", b"")
+        if message["type"] != "http.response.body" or message.get("more_body") or len(body) <= _PIECE:
+            await self._send(message)
+            return
+        try:
+            for start in range(0, len(body), _PIECE):
+                end = start + _PIECE
+                async with asyncio.timeout(self._seconds):
+                    await self._send({**message, "body": body[start:end], "more_body": end < len(body)})
+        except TimeoutError:
+            logger.info("a client did not read its answer for %s s: hung up", self._seconds)
+            self._scope["extensions"][ABORT]()
 
 
 class _BoundedBody:

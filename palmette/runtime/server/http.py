@@ -72,9 +72,14 @@ async def read_body(request: Request, kind: type[Body]) -> Body:
     """The request's JSON as `kind`. Waits for its turn before it parses.
 
     Raises:
-        HTTPError: 400, naming the first field that is wrong.
+        HTTPError: 400, naming the first field that is wrong; 408, it did not come in time.
     """
-    raw = await request.body()
+    seconds = service_of(request).config.limits.read_timeout
+    try:
+        async with asyncio.timeout(seconds):
+            raw = await request.body()
+    except TimeoutError:
+        raise HTTPError(408, f"the body did not come within {seconds:g} s", code="timeout") from None
     await service_of(request).turnstile.turn()
     try:
         data = json.loads(raw)  # as lenient with big numbers as clients are; NaN is refused by the fields

@@ -30,8 +30,6 @@ from palmette.types import GenerateRequest, Hints, LogprobParams, SamplingParams
 
 T = TypeVar("T")
 
-_GREEDY = 1e-6  # SGLang takes temperatures below for 0
-
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -185,14 +183,13 @@ def _params(card: ModelCard, body: SamplingBody, prompt_len: int) -> SamplingPar
         raise UnsupportedFeature("skip_special_tokens=false", "special tokens are no text; `output_ids` has them")
     if body.no_stop_trim and body.stop_regex:
         raise UnsupportedFeature("no_stop_trim", "what a stop_regex matched is not kept; send `stop`")
-    temperature = 1.0 if body.temperature is None else body.temperature
     for token in body.stop_token_ids or ():
         if token >= card.vocab_size:
             raise InvalidOption("stop_token_ids", token, f"token ids from 0 to {card.vocab_size - 1}")
     return SamplingParams(
         max_new_tokens=room,
         min_new_tokens=min(least, room),
-        temperature=0.0 if temperature < _GREEDY else temperature,
+        temperature=1.0 if body.temperature is None else body.temperature,
         top_p=1.0 if body.top_p is None else body.top_p,
         top_k=-1 if body.top_k is None else body.top_k,
         min_p=body.min_p or 0.0,

@@ -40,17 +40,25 @@ def _listed(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+def _few(value: object) -> object:
+    """Counted before its items are looked at, each of which could be an error."""
+    if isinstance(value, dict) and len(value) > MAX_BIASES:
+        raise ValueError(f"at most {MAX_BIASES} tokens")
+    return value
+
+
 def _without_nulls(value: object) -> object:
     return [item for item in value if item is not None] if isinstance(value, list) else value
 
 
 # The names of the branches are no identifiers, so that an error's place leaves them out.
 OneOrMany = Annotated[
-    Annotated[T, Tag("(one)")] | Annotated[list[T], Tag("(many)"), Field(max_length=MAX_PROMPTS)],
+    Annotated[T, Tag("(one)")] | Annotated[list[T], Tag("(many)"), Field(max_length=MAX_PROMPTS, fail_fast=True)],
     Discriminator(_shape),
 ]
 Prompts = Annotated[
-    Annotated[TokenIds, Tag("(one)")] | Annotated[list[TokenIds], Tag("(many)"), Field(max_length=MAX_PROMPTS)],
+    Annotated[TokenIds, Tag("(one)")]
+    | Annotated[list[TokenIds], Tag("(many)"), Field(max_length=MAX_PROMPTS, fail_fast=True)],
     Discriminator(_ids_shape),
 ]
 Finite = Field(allow_inf_nan=False)
@@ -66,7 +74,9 @@ Priority = Annotated[int, Field(ge=-1000, le=1000)]
 Seconds = Annotated[float, Field(gt=0, le=1e7), Finite]
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)]
 StopIds = Annotated[
-    list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(max_length=1024), BeforeValidator(_without_nulls)
+    list[Annotated[int, Field(ge=0, lt=1 << 31)]],
+    Field(max_length=1024, fail_fast=True),
+    BeforeValidator(_without_nulls),
 ]
 
 
@@ -90,7 +100,7 @@ class SamplingBody(Body):
     min_p: Annotated[float, Field(ge=0, le=1), Finite] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2), Finite] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2), Finite] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10), Finite] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=10), Finite] | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None  # of no effect: special tokens are no text
@@ -99,7 +109,7 @@ class SamplingBody(Body):
     sampling_seed: Seed | None = None
     seed: Seed | None = None  # the same
     logit_bias: (
-        Annotated[dict[str, Annotated[float, Field(ge=-1000, le=1000), Finite]], Field(max_length=MAX_BIASES)] | None
+        Annotated[dict[str, Annotated[float, Field(ge=-1000, le=1000), Finite]], BeforeValidator(_few)] | None
     ) = None
     # constraints, at most one; an empty text is none
     json_schema: Text | dict[str, Any] | bool | None = None
@@ -143,7 +153,7 @@ class TrieBody(BaseModel):
     model_config = ConfigDict(strict=True, hide_input_in_errors=True)
 
     token_ids: TokenIds
-    parents: list[Annotated[int, Field(ge=-1, lt=1 << 31)]]
+    parents: Annotated[list[Annotated[int, Field(ge=-1, lt=1 << 31)]], Field(fail_fast=True)]
 
 
 class ScoreBody(Body):

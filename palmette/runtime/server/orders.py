@@ -50,7 +50,7 @@ class FrontReport(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Order(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What became of the engine, or that it is time to go."""
+    """What became of the engine, or that it is time to go; both at once: there will be no other engine."""
 
     ready: Ready | None = None
     generation: int = 0  # of the engine that is ready

@@ -35,7 +35,9 @@ _MIN_DELAY = 0.01  # seconds between two looks
 
 Count = Annotated[int, Field(ge=0, lt=1 << 31)]
 ProgramId = Annotated[str, Field(min_length=1, max_length=128)]
-TokenIds = list[Annotated[int, Field(ge=0, lt=1 << 31)]]
+TokenIds = Annotated[
+    list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(fail_fast=True)
+]  # a million errors are costly
 
 
 class ProgramBody(BaseModel):

@@ -1,5 +1,5 @@
-"""uvicorn's HTTP protocol with three things it has not: a bound on headers while they arrive, a refusal that costs next
-to nothing, and a way to hang up.
+"""uvicorn's HTTP protocol with three things it has not: bounds on headers and trailers as they come, a refusal that
+costs next to nothing, and a way to hang up.
 
 Ten thousand requests that arrive at once, most of which there is no room for, would keep whoever asks for /health
 waiting: they are answered here, before anything else is made for them. A response that nobody reads stays in the
@@ -9,6 +9,7 @@ connection at once.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -29,28 +30,47 @@ _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close
 
 def bounded_protocol(service: Service) -> type[HttpToolsProtocol]:
     """The protocol class for uvicorn's `http=`."""
-    max_header = service.config.limits.max_header
+    max_header, read_timeout = service.config.limits.max_header, service.config.limits.read_timeout
 
     class BoundedProtocol(HttpToolsProtocol):
-        _header_bytes = 0
-        _in_headers = True
+        _idle_bytes = 0  # since the last headers or piece of a body was whole: headers, trailers, chunks' extensions
+        _patience: asyncio.TimerHandle | None = None  # for headers that do not come
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._patience = self.loop.call_later(read_timeout, transport.abort)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._lose_patience()
+            super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
-            if self._in_headers:
-                self._header_bytes += len(data)
-                # A body may have come with the last of the headers: that is bounded by the size of one read.
-                if self._header_bytes > max_header + (256 << 10):
-                    self.transport.write(_TOO_LARGE)
-                    self.transport.abort()
-                    return
+            self._idle_bytes += len(data)
+            # What came with the last of the headers or of a body is bounded by the size of one read.
+            if self._idle_bytes > max_header + (256 << 10):
+                self.transport.write(_TOO_LARGE)
+                self.transport.abort()
+                return
             super().data_received(data)
 
         def on_message_begin(self) -> None:
-            self._in_headers, self._header_bytes = True, 0
+            self._idle_bytes = 0
+            if self._patience is None:
+                self._patience = self.loop.call_later(read_timeout, self.transport.abort)
             super().on_message_begin()
 
+        def on_body(self, body: bytes) -> None:
+            self._idle_bytes = 0
+            super().on_body(body)
+
+        def _lose_patience(self) -> None:
+            if self._patience is not None:
+                self._patience.cancel()
+                self._patience = None
+
         def on_headers_complete(self) -> None:
-            self._in_headers = False
+            self._idle_bytes = 0
+            self._lose_patience()
             extensions: dict[str, Any] = self.scope.setdefault("extensions", {})
             extensions[ABORT] = self.transport.abort
             super().on_headers_complete()

@@ -11,12 +11,20 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Protocol
 
-from palmette.errors import Cancelled, EngineDied, Overloaded, PalmetteError, PromptTooLong, RequestError
+from palmette.errors import (
+    Cancelled,
+    EngineDied,
+    HoleTimeout,
+    Overloaded,
+    PalmetteError,
+    PromptTooLong,
+    RequestError,
+)
 from palmette.runtime.chat_template import ChatTemplate
 from palmette.runtime.server.clients import Client, Clients
 from palmette.runtime.server.config import ServerConfig
@@ -39,6 +47,7 @@ from palmette.types import (
     TokenLogprob,
 )
 
+_TRIALS = 2  # requests of one client, where there are several, whose constraints are tried at once
 _INLINE_TEXT = 4096  # characters that are tokenized on the loop: a fraction of a millisecond
 
 
@@ -121,6 +130,7 @@ class Service:
     trial_observers: list[Callable[[float], None]] = field(default_factory=list)  # told the seconds of each trial
     num_working: int = 0  # HTTP requests for work that are being read, waited for or answered
     turnstile: Turnstile = field(default_factory=Turnstile)
+    _trials: dict[str, asyncio.Semaphore] = field(default_factory=dict)  # by client; one for each key at most
     _longest_token: int = 0  # bytes; 0 = not looked at yet
     _numbers: int = 0
     _nonce: str = field(default_factory=lambda: secrets.token_hex(4))
@@ -219,6 +229,27 @@ class Service:
             await self.constraints.check_pattern(pattern)
         return await self.constraints.check(request.constraint) if request.constraint is not None else ()
 
+    async def _check_in_time(self, client: Client, request: GenerateRequest, seconds: float) -> None:
+        """`check`, a few at a time of each client, so that none waits for all that another one wants tried.
+
+        Raises:
+            HoleTimeout: it took too long, most of it spent in the queue.
+            PalmetteError: as `check`.
+        """
+        turn: AbstractAsyncContextManager[object] = nullcontext()
+        if len(self.config.api_keys) > 1:
+            turn = self._trials.setdefault(client.name, asyncio.Semaphore(_TRIALS))
+        waiting = asyncio.timeout(seconds)
+        try:
+            async with waiting, turn:
+                await self.check(request)
+        except TimeoutError:
+            if not waiting.expired():
+                raise  # a failure of the trial's own
+            raise HoleTimeout(
+                f"no turn came to try the constraint within {seconds:.0f} s: the server is busy"
+            ) from None
+
     @asynccontextmanager
     async def submit(self, client: Client, request: Request, *, whole: bool) -> AsyncIterator[AsyncIterator[Event]]:
         """Queue a request and follow it: `async with service.submit(...) as events: async for event in events: ...`.
@@ -239,11 +270,11 @@ class Service:
                 raise EngineDied("the server is shutting down: try another, or again in a while")
             if self.is_stalled:
                 raise EngineDied("the engine does not answer: try again in a while")
-            if isinstance(request, GenerateRequest):
-                await self.check(request)
             limits = self.config.limits
             timeout = min(limits.request_timeout, request.timeout or limits.request_timeout)
             deadline = watch.arrived + timeout
+            if isinstance(request, GenerateRequest) and (request.constraint or request.params.stop_regex):
+                await self._check_in_time(client, request, min(limits.queue_timeout, timeout))
             await self.gate.enter(
                 client.name,
                 _tokens(request),

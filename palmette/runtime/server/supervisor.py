@@ -107,19 +107,23 @@ class Supervisor:
 
     async def _keep_engine(self, is_up: asyncio.Event) -> None:
         generation, failed_starts = 0, 0  # those that died before they were ready
+        reason = "there was no engine yet"
         while not self._stopping.is_set():
             generation += 1
             reason = await self._run_engine(generation, is_up)
             if self._failure is not None and not is_up.is_set():
                 raise CannotServe(self._failure)
             if self._stopping.is_set():
-                return
+                break
             self._restarts += 1
             logger.error("%s; it is started anew", reason)
             failed_starts = 0 if self._order.generation == generation else failed_starts + 1
             self._tell_front(Order(died=reason, restarts=self._restarts))
             if failed_starts > 1:
-                await asyncio.sleep(min(MAX_PAUSE, 2.0 ** (failed_starts - 1)))
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(min(MAX_PAUSE, 2.0 ** (failed_starts - 1))):
+                        await self._stopping.wait()
+        self._tell_front(Order(died=reason, restarts=self._restarts, drain=True))  # and no other will come
 
     async def _run_engine(self, generation: int, is_up: asyncio.Event) -> str:
         """Start one, follow its reports until it is gone, and say why it went."""

@@ -6,7 +6,15 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from palmette.runtime.server.openai.schema import Content, Data, DialogueBody, JsonObject, Name, Parts, TokenCount
+from palmette.runtime.server.openai.schema import (
+    Content,
+    Data,
+    DialogueBody,
+    JsonObject,
+    Name,
+    Parts,
+    TokenCount,
+)
 
 
 def _as_items(value: Any) -> Any:
@@ -44,7 +52,9 @@ class TextOptions(BaseModel):
     format: JsonObject | None = None
 
 
-Items: TypeAlias = Annotated[list[InputItem], Field(min_length=1, max_length=4096), BeforeValidator(_as_items)]
+Items: TypeAlias = Annotated[
+    list[InputItem], Field(min_length=1, max_length=4096, fail_fast=True), BeforeValidator(_as_items)
+]
 
 
 class ResponsesBody(DialogueBody):
@@ -52,7 +62,7 @@ class ResponsesBody(DialogueBody):
     instructions: Content | None = None
     max_output_tokens: TokenCount | None = None
     stream: bool | None = None
-    tools: Annotated[list[ResponseTool], Field(max_length=128)] | None = None
+    tools: Annotated[list[ResponseTool], Field(max_length=128, fail_fast=True)] | None = None
     tool_choice: Data = None
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None

@@ -14,6 +14,8 @@ MAX_CHOICES = 64  # `n`
 MAX_TOKENS = 1 << 24
 MAX_STOP_LEN = 1024  # characters of one stop string or pattern
 MAX_PROMPTS = 1024
+MAX_BIASES = 1024
+MAX_DETOKENIZED = 1 << 18
 
 
 def _as_list(value: object) -> object:
@@ -33,11 +35,19 @@ def _writable(value: Any) -> Any:
     return value
 
 
+def _few(value: object) -> object:
+    """Counted before its items are looked at, each of which could be an error."""
+    if isinstance(value, dict) and len(value) > MAX_BIASES:
+        raise ValueError(f"at most {MAX_BIASES} tokens")
+    return value
+
+
+# `fail_fast`: of a list's errors only the first is told, and a million would take seconds and a gigabyte.
 Finite = Field(allow_inf_nan=False)
 Content: TypeAlias = Annotated[str, Field(max_length=1 << 26)]  # with a bound pydantic looks for lone surrogates
 Name: TypeAlias = Annotated[str, Field(max_length=256)]
 Text: TypeAlias = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LEN)]
-Texts: TypeAlias = Annotated[list[Text], Field(max_length=64), BeforeValidator(_as_list)]
+Texts: TypeAlias = Annotated[list[Text], Field(max_length=64, fail_fast=True), BeforeValidator(_as_list)]
 TokenId: TypeAlias = Annotated[int, Field(ge=0, lt=1 << 31)]
 TokenCount: TypeAlias = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
 Data: TypeAlias = Annotated[Any, AfterValidator(_writable)]
@@ -68,16 +78,16 @@ class SamplingBody(Body):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2), Finite] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2), Finite] | None = None
     stop: Texts | None = None
-    logit_bias: (
-        Annotated[dict[str, Annotated[float, Field(ge=-100, le=100), Finite]], Field(max_length=1024)] | None
-    ) = None
+    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100), Finite]], BeforeValidator(_few)] | None = (
+        None
+    )
     # extensions that vLLM and SGLang know as well
     top_k: Annotated[int, Field(ge=-1, lt=1 << 31)] | None = None  # -1 and 0: off
     min_p: Annotated[float, Field(ge=0, le=1), Finite] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10), Finite] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=10), Finite] | None = None
     ignore_eos: bool | None = None
     min_tokens: TokenCount | None = None
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=1024)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=1024, fail_fast=True)] | None = None
     stop_regex: Texts | None = None
     cache_salt: Name | None = None
     priority: Annotated[int, Field(ge=-1000, le=1000)] | None = None  # higher first
@@ -130,7 +140,7 @@ class Part(BaseModel):
     refusal: Content | None = None
 
 
-Parts: TypeAlias = Annotated[list[Part], Field(max_length=4096), BeforeValidator(_as_parts)]
+Parts: TypeAlias = Annotated[list[Part], Field(max_length=4096, fail_fast=True), BeforeValidator(_as_parts)]
 
 
 class CalledFunction(BaseModel):
@@ -154,7 +164,7 @@ class ChatMessage(BaseModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Parts | None = None
     name: Name | None = None
-    tool_calls: Annotated[list[CalledTool], Field(max_length=128)] | None = None
+    tool_calls: Annotated[list[CalledTool], Field(max_length=128, fail_fast=True)] | None = None
     tool_call_id: Name | None = None
     reasoning_content: Content | None = None
 
@@ -183,8 +193,8 @@ class TemplateFields(Body):
     chat_template_kwargs: JsonObject | None = None
 
 
-Tools: TypeAlias = Annotated[list[ToolBody], Field(max_length=128)]
-Messages: TypeAlias = Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)]
+Tools: TypeAlias = Annotated[list[ToolBody], Field(max_length=128, fail_fast=True)]
+Messages: TypeAlias = Annotated[list[ChatMessage], Field(min_length=1, max_length=4096, fail_fast=True)]
 
 
 class DialogueBody(TemplateFields, SamplingBody):
@@ -210,4 +220,4 @@ class TokenizeBody(TemplateFields):
 
 
 class DetokenizeBody(Body):
-    tokens: list[TokenId]
+    tokens: Annotated[list[TokenId], Field(max_length=MAX_DETOKENIZED, fail_fast=True)]
