@@ -58,7 +58,7 @@ def test_line_4_a_thousand_streams_and_ten_thousand_requests(full: bool, figures
         figures(streams=streams)
         assert streams["outcomes"] == {"200": count}
         count = 10_000 if full else 3000
-        requests = loaded(server, count, 4, "whole")
+        requests = loaded(server, count, 32, "whole")
         figures(requests=requests)
         assert sum(requests["outcomes"].get(status, 0) for status in ("200", "429")) == count
         for result in (streams, requests):

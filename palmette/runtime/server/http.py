@@ -69,7 +69,7 @@ def client_of(request: Request) -> Client:
 
 
 async def read_body(request: Request, kind: type[Body]) -> Body:
-    """The request's JSON as `kind`. Waits for its turn before it parses.
+    """The request's JSON as `kind`.
 
     Raises:
         HTTPError: 400, naming the first field that is wrong; 408, it did not come in time.
@@ -80,7 +80,6 @@ async def read_body(request: Request, kind: type[Body]) -> Body:
             raw = await request.body()
     except TimeoutError:
         raise HTTPError(408, f"the body did not come within {seconds:g} s", code="timeout") from None
-    await service_of(request).turnstile.turn()
     try:
         data = json.loads(raw)  # as lenient with big numbers as clients are; NaN is refused by the fields
     except (ValueError, RecursionError) as error:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -76,14 +77,16 @@ def bounded_protocol(service: Service) -> type[HttpToolsProtocol]:
             super().on_headers_complete()
 
         def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-            if service.is_full and cycle.scope["path"] in WORK:
+            if cycle.scope["path"] not in WORK:
+                super()._start_asgi_task(cycle, app)
+            elif service.is_full:
                 cycle.response_started = cycle.response_complete = True
                 self.transport.write(_refusal(service.refusal()))
                 if not cycle.keep_alive:
                     self.transport.close()
                 cycle.on_response()
             else:
-                super()._start_asgi_task(cycle, app)
+                service.turnstile.call(partial(super()._start_asgi_task, cycle, app))
 
     return BoundedProtocol
 

@@ -174,7 +174,7 @@ class Service:
     def is_full(self) -> bool:
         """Is there no room for another HTTP request, so that nothing need be spent on it?"""
         limits = self.config.limits
-        return self.num_working >= limits.max_waiting + limits.max_in_engine
+        return self.num_working + len(self.turnstile) >= limits.max_waiting + limits.max_in_engine
 
     def refusal(self) -> Overloaded:
         """What a request is told that there is no room for."""

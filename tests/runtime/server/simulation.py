@@ -310,7 +310,9 @@ class Simulation:
     async def _ask(self, service: Service, visit: Visit) -> None:
         if service.is_full:  # as the guard asks before anything is read
             raise service.refusal()
-        await service.turnstile.turn()
+        begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        service.turnstile.call(lambda: begun.done() or begun.set_result(None))
+        await begun
         self.front.num_asked += 1
         if visit.kind == "whole":
             assert isinstance(visit.request, GenerateRequest)
