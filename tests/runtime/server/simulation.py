@@ -26,6 +26,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -311,7 +312,7 @@ class Simulation:
         if service.is_full:  # as the guard asks before anything is read
             raise service.refusal()
         begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        service.turnstile.call(lambda: begun.done() or begun.set_result(None))
+        service.turnstile.call(partial(_begin, begun))
         await begun
         self.front.num_asked += 1
         if visit.kind == "whole":
@@ -418,6 +419,11 @@ def run_seeds(seeds: range, *, over_http: bool = False) -> Counter[str]:
     for seed in seeds:
         total.update(run_seed(seed, over_http=over_http))
     return total
+
+
+def _begin(waits: asyncio.Future[None]) -> None:
+    if not waits.done():  # else it gave up
+        waits.set_result(None)
 
 
 def main(arguments: list[str] | None = None) -> int:
