@@ -58,7 +58,6 @@ class Supervisor:
         self._front: Process | None = None
         self._engine: Process | None = None
         self._stopping = asyncio.Event()
-        self._drained = False
         self._beat = 0.0  # when the engine last gave a sign of life
         self._order = Order()  # the last one on the engine, for a front that comes anew
         self._restarts = 0
