@@ -9,7 +9,7 @@ Data from elsewhere is not trusted: what it holds must have the type of its fiel
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, get_args
 
 from palmette.errors import UsageError
@@ -54,10 +54,20 @@ def _made(value: Any) -> Any:
     if kind is None:
         raise UsageError(f"unknown specification {value.get('spec')!r}")
     given = {name: _made(item) for name, item in value.items() if name != "spec"}
+    unknown = sorted(given.keys() - {field.name for field in fields(kind)})
+    if unknown:
+        raise UsageError(f"{kind.__name__} has no field {unknown[0]!r}")
     for field in fields(kind):
         if field.name in given and not _fits(str(field.type), given[field.name]):
             raise UsageError(f"{kind.__name__}.{field.name} cannot be {given[field.name]!r}")
+    missing = sorted(f.name for f in fields(kind) if f.name not in given and _is_required(f))
+    if missing:
+        raise UsageError(f"{kind.__name__} needs a field {missing[0]!r}")
     return kind(**given)
+
+
+def _is_required(field: Field[Any]) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
 
 
 def _fits(annotation: str, value: Any) -> bool:

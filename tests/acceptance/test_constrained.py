@@ -111,7 +111,7 @@ def is_served(core: EngineCore, request: GenerateRequest) -> bool:
 
 @pytest.mark.parametrize("greedy", [True, False])
 def test_line_3_jumps_change_no_text(subject: LoadedModel, full: bool, figures: Figures, greedy: bool) -> None:
-    count, budget = (200, 120) if full else (12, 60)
+    count, budget = (200, 120) if full else (6, 60)
     candidates = schemas(count * 3, real=full)
     comparison, differs, served, skipped, tokens = Comparison(), 0, 0, 0, 0
     on, off, plain = build(subject), build(subject, jump_forward=False), build(subject, retokenize="off")
@@ -208,7 +208,7 @@ def test_line_3_draws_follow_the_documented_distribution(full: bool, figures: Fi
 def test_line_4_every_text_under_a_budget_parses_or_was_refused(
     subject: LoadedModel, full: bool, figures: Figures
 ) -> None:
-    count = 500 if full else 20
+    count = 500 if full else 12
     rng = random.Random(1)
     found = schemas(count, real=full)
     requests = under(subject, found, [rng.randint(16, 256 if full else 64) for _ in found], greedy=False)

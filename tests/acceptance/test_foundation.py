@@ -146,7 +146,7 @@ def complete(core: EngineCore, requests: Sequence[GenerateRequest], retract_ever
 def test_line_2_same_tokens_cached_batched_chunked_and_retracted(
     subject: LoadedModel, full: bool, figures: Figures
 ) -> None:
-    prompts, tokens = (PROMPTS, 64) if full else (PROMPTS[:6], 24)
+    prompts, tokens = (PROMPTS, 64) if full else (PROMPTS[:4], 16)
     encode = subject.tokenizer.encode
     header = encode("A list of sentences, each of which goes on in its own way.\n")
     ids = [tuple(header + encode(prompt)) for prompt in prompts]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from palmette.errors import PalmetteError
+from palmette.errors import PalmetteError, UsageError
 from palmette.ir.spec_data import spec_data, spec_of
 from palmette.specs import (
     Choices,
@@ -74,4 +74,17 @@ def test_every_specification_comes_back_equal(spec: Spec) -> None:
 )
 def test_data_that_is_no_specification_is_refused(data: dict[str, Any]) -> None:
     with pytest.raises(PalmetteError):
+        spec_of(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"spec": "Regex", "pattern": "a", "flags": "i"}, "no field 'flags'"),
+        ({"spec": "Regex"}, "needs a field 'pattern'"),
+        ({"spec": "Tagged", "tags": [{"spec": "Tag", " egin": "a", "content": None, "end": ""}]}, "no field ' egin'"),
+    ],
+)
+def test_fields_that_are_not_those_of_the_specification_are_named(data: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
         spec_of(data)

@@ -55,7 +55,7 @@ def test_kill_9_of_the_engine_breaks_no_promise(server: Spawned, full: bool) -> 
     """Streams get an error event; who was told nothing yet gets an answer; the server is ready again in 10 s."""
     with server.client() as client:
         expected = client.post("/v1/completions", json=LONG).json()["choices"][0]["text"]
-        for _ in range(200 if full else 3):
+        for _ in range(200 if full else 2):
             server.wait_ready()
             engine = server.child("engine_process")
             with concurrent.futures.ThreadPoolExecutor(4) as pool:

@@ -42,10 +42,9 @@ SEEN = {
 }
 
 
-def test_no_history_breaks_a_promise(full: bool) -> None:
-    scale = 5 if full or "PALMETTE_ACCEPTANCE" in os.environ else 1
-    happened = run_seeds(range(2000 * scale))
-    missing = {what: happened[what] for what, least in SEEN.items() if happened[what] < least * scale}
+def test_no_history_breaks_a_promise() -> None:
+    happened = run_seeds(range(10_000))
+    missing = {what: happened[what] for what, least in SEEN.items() if happened[what] < 5 * least}
     assert not missing, "the histories have become too quiet"
 
 
