@@ -70,7 +70,7 @@ async def plan_of(service: Service, client: Client, body: GenerateBody) -> Plan:
     wanted = _column("return_logprob", body.return_logprob, count, False)
     prompts = await _prompts(service, body)
     constraint = None if body.constraint is None else spec_from(body.constraint)
-    namespace = client.scope("/".join(filter(None, (body.cache_salt, body.extra_key))))
+    namespace = client.scope("\0".join(filter(None, (body.cache_salt, body.extra_key))))
     made: list[Sample] = []
     for i, prompt in enumerate(prompts):
         sampling = given[i]

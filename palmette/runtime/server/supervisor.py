@@ -42,6 +42,7 @@ LOAD_SECONDS = 600.0  # that an engine may take to load its model
 MAX_PAUSE = 30.0  # seconds before an engine that does not come up is tried again
 MAX_FILES = 65536
 TINY = "tiny"
+KEY_VARIABLES = ("PALMETTE_API_KEY", "PALMETTE_ADMIN_KEY")
 PREFIX = "palmette-"  # of the directory
 
 
@@ -297,10 +298,13 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 async def _spawn(module: str, *fds: int) -> Process:
-    """A child of its own session, so that Ctrl-C in a terminal reaches the supervisor alone."""
+    """A child of its own session, so that Ctrl-C in a terminal reaches the supervisor alone. Keys come as settings, to
+    whom they concern, and not by the environment, which the constraint workers would inherit."""
+    environment = {name: value for name, value in os.environ.items() if name not in KEY_VARIABLES}
     return await asyncio.create_subprocess_exec(
         sys.executable, "-m", f"palmette.runtime.server.{module}",
         stdin=PIPE, stdout=PIPE, pass_fds=fds, start_new_session=True, limit=1 << 20,
+        env=environment,
     )  # fmt: skip
 
 

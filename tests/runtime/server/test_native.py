@@ -856,3 +856,18 @@ def test_a_conversation_as_sglangs_frontend_writes_it_is_tokens_of_the_models_ow
                 size = len(b"".join(raw.iter_raw()))
         assert size < len(gzip.compress(packed.content, 1)) < len(packed.content)
         assert made.encode(text) == served.service.tokenizer.encode(text)
+
+
+def test_a_salt_and_an_extra_key_are_not_taken_for_another_salt(served: Served) -> None:
+    body = {"text": "a prompt that only this test sends, long enough", "sampling_params": {"max_new_tokens": 1}}
+
+    def cached(client: httpx2.Client, **salts: str) -> int:
+        answer = client.post("/generate", json={**body, **salts})
+        assert answer.status_code == 200, answer.text
+        found: int = answer.json()["meta_info"]["cached_tokens"]
+        return found
+
+    with served.client() as client:
+        assert cached(client, cache_salt="a", extra_key="b") == 0
+        assert cached(client, cache_salt="a/b") == 0
+        assert cached(client, cache_salt="a", extra_key="b") > 0

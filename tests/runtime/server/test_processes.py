@@ -223,6 +223,16 @@ def test_a_busy_server_listens_on_the_loopback_alone_and_connects_nowhere(server
     assert {status for *_, status in seen} >= {psutil.CONN_LISTEN, psutil.CONN_ESTABLISHED}
 
 
+def test_no_child_inherits_a_key() -> None:
+    keys = {"PALMETTE_API_KEY": "a-secret-api-key", "PALMETTE_ADMIN_KEY": "a-secret-admin-key"}
+    with spawned("--model", "tiny", env=keys) as server:
+        children = server.processes()[1:]
+        assert len(children) >= 3  # the front, the engine, and a constraint worker
+        assert not [child for child in children if keys.keys() & child.environ().keys()]
+        with server.client(headers={"authorization": "Bearer a-secret-api-key"}) as client:
+            assert client.get("/v1/models").status_code == 200
+
+
 def run(*args: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "palmette", "serve", *args]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
