@@ -51,7 +51,7 @@ class CompiledRunner:
         self.kv_pool = KVPool(kv_specs(self.config, decoder.dtype), num_slots)
         self.page_table = torch.zeros((max_running_rows, context_len), dtype=torch.int32)  # row, index -> slot
         pools = [self.kv_pool.layer(i) for i in range(self.config.num_layers)]
-        self._model = CoreModel(decoder, [(keys.data_ptr(), values.data_ptr()) for keys, values in pools])
+        self._model = CoreModel(decoder, [(pool.keys.data_ptr(), pool.values.data_ptr()) for pool in pools])
         self._core = library()
         handle = self._core.new(self._model.struct, num_threads or torch.get_num_threads(), decoder.instruction_set)
         if handle is None:

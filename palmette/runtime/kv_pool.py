@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from palmette.errors import UnsupportedFeature
+from palmette.kernels.kv_store import LARGEST, KVLayer
 from palmette.runtime.models.config import ModelConfig
 
 
@@ -36,7 +37,7 @@ class LayerKVSpec:
     head_dim: int
     window: int | None = None  # tokens, with kind WINDOW
     share_with: int | None = None  # layer index, with kind SHARED
-    dtype: torch.dtype = torch.float32
+    dtype: torch.dtype = torch.float32  # int8 or float8_e4m3fn: codes, with a scale for each token and head
 
 
 def kv_specs(config: ModelConfig, dtype: torch.dtype) -> tuple[LayerKVSpec, ...]:
@@ -72,21 +73,30 @@ class KVPool:
         self.specs = tuple(specs)
         self.num_slots = num_slots
         self.pad_slot = num_slots  # padding of gathers points here, so that nobody's NaN reaches anybody else
-        self._keys = [self._allocate(spec, device) for spec in specs]
-        self._values = [self._allocate(spec, device) for spec in specs]
+        self._layers = [self._layer(spec, device) for spec in specs]
 
-    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+    def layer(self, index: int) -> KVLayer:
         """Keys and values of a layer, each (num_slots + 1, num_kv_heads, head_dim)."""
-        return self._keys[index], self._values[index]
+        return self._layers[index]
 
     def commit(self) -> None:
         """Have the system give all of the memory now; else it comes as slots are first used. Forgets what is there."""
-        for tensor in (*self._keys, *self._values):
+        for tensor in self._tensors():
             tensor.zero_()
 
     @property
     def num_bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in (*self._keys, *self._values))
+        return sum(t.numel() * t.element_size() for t in self._tensors())
+
+    def _tensors(self) -> list[Tensor]:
+        return [tensor for layer in self._layers for tensor in layer if tensor is not None]
+
+    def _layer(self, spec: LayerKVSpec, device: torch.device | str) -> KVLayer:
+        keys, values = self._allocate(spec, device), self._allocate(spec, device)
+        if spec.dtype not in LARGEST:
+            return KVLayer(keys, values)
+        shape = (self.num_slots + 1, spec.num_kv_heads)
+        return KVLayer(keys, values, torch.zeros(shape, device=device), torch.zeros(shape, device=device))
 
     def _allocate(self, spec: LayerKVSpec, device: torch.device | str) -> Tensor:
         shape = (self.num_slots + 1, spec.num_kv_heads, spec.head_dim)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from palmette.kernels.activation import gelu_tanh_mul, silu_mul
-from palmette.kernels.kv_store import kv_store
+from palmette.kernels.kv_store import KVLayer, kv_store
 from palmette.kernels.rms_norm import add_rms_norm, rms_norm
 from palmette.kernels.soft_cap import soft_cap_
 
@@ -60,7 +60,7 @@ def test_soft_cap_stays_below_its_cap_and_hardly_moves_small_values() -> None:
 def test_kv_store_writes_exactly_its_slots() -> None:
     key_pool, value_pool = torch.zeros(9, 2, 4), torch.zeros(9, 2, 4)
     keys, values = torch.randn(3, 2, 4), torch.randn(3, 2, 4)
-    kv_store(keys, values, key_pool, value_pool, torch.tensor([7, 0, 3]))
+    kv_store(keys, values, KVLayer(key_pool, value_pool), torch.tensor([7, 0, 3]))
     assert torch.equal(key_pool[[7, 0, 3]], keys)
     assert torch.equal(value_pool[[7, 0, 3]], values)
     assert not key_pool[[1, 2, 4, 5, 6, 8]].any()

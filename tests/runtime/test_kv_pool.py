@@ -16,14 +16,14 @@ FULL = LayerKVSpec(KVKind.FULL, num_kv_heads=2, head_dim=4)
 def test_every_layer_has_the_shape_of_its_spec() -> None:
     wide = LayerKVSpec(KVKind.WINDOW, num_kv_heads=3, head_dim=8, window=16, dtype=torch.bfloat16)
     pool = KVPool([FULL, wide], num_slots=10)
-    assert [t.shape for t in pool.layer(0)] == [(11, 2, 4)] * 2
-    assert [t.shape for t in pool.layer(1)] == [(11, 3, 8)] * 2
+    assert [t.shape for t in pool.layer(0)[:2]] == [(11, 2, 4)] * 2
+    assert [t.shape for t in pool.layer(1)[:2]] == [(11, 3, 8)] * 2
     assert pool.layer(1)[0].dtype == torch.bfloat16
 
 
 def test_keys_and_values_of_different_layers_share_no_memory() -> None:
     pool = KVPool([FULL, FULL], num_slots=3)
-    tensors = [*pool.layer(0), *pool.layer(1)]
+    tensors = [*pool.layer(0)[:2], *pool.layer(1)[:2]]
     for i, tensor in enumerate(tensors):
         tensor.fill_(i + 1)
     assert [{*t.view(-1).tolist()} for t in tensors] == [{1}, {2}, {3}, {4}]

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from palmette.kernels.rope import RopeSpec
+from palmette.kernels.step_kernels import Activation
+
+__all__ = ["FAMILIES", "MAX_CONTEXT", "Activation", "Family", "LayerConfig", "ModelConfig"]
 
 MAX_CONTEXT = 1 << 24  # tokens; a file that claims more is broken, and page tables are sized by it
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3")
 
 Family = Literal["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3"]
-Activation = Literal["silu", "gelu_tanh"]
 
 
 @dataclass(frozen=True, slots=True)

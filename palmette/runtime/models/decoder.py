@@ -10,20 +10,16 @@ were grouped: a step is a flat list of tokens, and who sees whom is the attentio
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from palmette.kernels.activation import gelu_tanh_mul, silu_mul
-from palmette.kernels.attention import paged_attention
-from palmette.kernels.kv_store import kv_store
 from palmette.kernels.linear import linear
-from palmette.kernels.rms_norm import add_rms_norm, rms_norm
-from palmette.kernels.rope import apply_rope, rope_cos_sin, rope_frequencies
+from palmette.kernels.rope import rope_cos_sin, rope_frequencies
 from palmette.kernels.soft_cap import soft_cap_
+from palmette.kernels.step_kernels import StepKernels, TorchKernels
 from palmette.runtime.models.config import ModelConfig
 from palmette.runtime.models.interface import LayerKV, StepTensors
 
@@ -81,12 +77,16 @@ class DecoderWeights:
 class Decoder:
     """A model that computes hidden states; the head is separate, as few tokens need it."""
 
-    def __init__(self, config: ModelConfig, weights: DecoderWeights) -> None:
+    def __init__(self, config: ModelConfig, weights: DecoderWeights, kernels: StepKernels | None = None) -> None:
+        """
+        Args:
+            kernels: who computes; torch when None.
+        """
         self.config = config
         self.weights = weights
+        self.kernels = kernels or TorchKernels()
         self.dtype = weights.embedding.dtype
         self.device = weights.embedding.device
-        self._activate: Callable[[Tensor], Tensor] = silu_mul if config.activation == "silu" else gelu_tanh_mul
         self._frequencies = {rope: rope_frequencies(rope).to(self.device) for rope in {x.rope for x in config.layers}}
 
     def forward(self, batch: StepTensors, kv: LayerKV) -> Tensor:
@@ -95,7 +95,7 @@ class Decoder:
         Returns:
             (num_tokens, hidden_size) hidden states behind the final norm.
         """
-        config, weights = self.config, self.weights
+        config, weights, kernels = self.config, self.weights, self.kernels
         eps = config.norm_eps
         angles = {
             rope: rope_cos_sin(frequencies, batch.positions, rope.attention_factor)
@@ -104,18 +104,18 @@ class Decoder:
         residual = F.embedding(batch.input_ids, weights.embedding)
         if config.embedding_scale != 1.0:
             residual = residual * torch.tensor(config.embedding_scale, dtype=self.dtype)  # rounded to dtype, as trained
-        x = rms_norm(residual, weights.layers[0].attention_norm, eps)
+        x = kernels.rms_norm(residual, weights.layers[0].attention_norm, eps)
         for i, layer in enumerate(weights.layers):
             x = self._attention(i, layer, x, batch, kv, *angles[config.layers[i].rope])
             if layer.post_attention_norm is not None:
-                x = rms_norm(x, layer.post_attention_norm, eps)
-            x, residual = add_rms_norm(x, residual, layer.mlp_norm, eps)
-            x = layer.down(self._activate(layer.gate_up(x)))
+                x = kernels.rms_norm(x, layer.post_attention_norm, eps)
+            x, residual = kernels.add_rms_norm(x, residual, layer.mlp_norm, eps)
+            x = layer.down(kernels.gated(layer.gate_up(x), config.activation))
             if layer.post_mlp_norm is not None:
-                x = rms_norm(x, layer.post_mlp_norm, eps)
+                x = kernels.rms_norm(x, layer.post_mlp_norm, eps)
             last = i + 1 == len(weights.layers)
             next_norm = weights.final_norm if last else weights.layers[i + 1].attention_norm
-            x, residual = add_rms_norm(x, residual, next_norm, eps)
+            x, residual = kernels.add_rms_norm(x, residual, next_norm, eps)
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -127,24 +127,18 @@ class Decoder:
         self, index: int, layer: LayerWeights, x: Tensor, batch: StepTensors, kv: LayerKV, cos: Tensor, sin: Tensor
     ) -> Tensor:
         config = self.config
-        h, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
-        qkv = layer.qkv(x).view(-1, h + 2 * kv_heads, dim)
-        qk, values = qkv[:, : h + kv_heads], qkv[:, h + kv_heads :]
-        if layer.q_norm is not None and layer.k_norm is not None:
-            normed = (
-                rms_norm(qk[:, :h], layer.q_norm, config.norm_eps),
-                rms_norm(qk[:, h:], layer.k_norm, config.norm_eps),
-            )
-            qk = torch.cat(normed, dim=1)
-        qk = apply_rope(qk, cos, sin)
-        key_pool, value_pool = kv.layer(index)
-        kv_store(qk[:, h:], values, key_pool, value_pool, batch.slots)
-        attended = paged_attention(
-            qk[:, :h].contiguous(),
-            key_pool,
-            value_pool,
-            batch.plans[config.layers[index].window],
-            scale=config.score_scale,
-            soft_cap=config.attention_soft_cap,
+        pools = kv.layer(index)
+        q = self.kernels.rotate_and_store(
+            layer.qkv(x),
+            cos,
+            sin,
+            pools,
+            batch.slots,
+            num_heads=config.num_heads,
+            q_norm=layer.q_norm,
+            k_norm=layer.k_norm,
+            eps=config.norm_eps,
         )
-        return layer.out(attended)
+        plan = batch.plans[config.layers[index].window]
+        scale, soft_cap = config.score_scale, config.attention_soft_cap
+        return layer.out(self.kernels.attend(q, pools, plan, scale=scale, soft_cap=soft_cap))

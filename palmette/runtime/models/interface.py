@@ -10,7 +10,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from palmette.kernels.attention import AttentionPlan
+from palmette.kernels.kv_store import KVLayer
+from palmette.kernels.step_kernels import Plan
 
 
 class StepTensors(Protocol):
@@ -23,10 +24,10 @@ class StepTensors(Protocol):
     @property
     def slots(self) -> Tensor: ...
     @property
-    def plans(self) -> Mapping[int | None, AttentionPlan]: ...
+    def plans(self) -> Mapping[int | None, Plan]: ...
 
 
 class LayerKV(Protocol):
     """Keys and values by layer; see `runtime.kv_pool.KVPool`."""
 
-    def layer(self, index: int) -> tuple[Tensor, Tensor]: ...
+    def layer(self, index: int) -> KVLayer: ...

@@ -1,0 +1,61 @@
+"""What a decoder asks of whoever computes: torch, which defines every operation, or Triton (`kernels.gpu`)."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol, TypeAlias
+
+from torch import Tensor
+
+from palmette.kernels.activation import gelu_tanh_mul, silu_mul
+from palmette.kernels.attention import AttentionPlan, paged_attention
+from palmette.kernels.kv_store import KVLayer
+from palmette.kernels.paged_attention import attend_by_definition
+from palmette.kernels.paged_plan import PagedPlan
+from palmette.kernels.rms_norm import add_rms_norm, rms_norm
+from palmette.kernels.rotate_and_store import rotate_and_store
+
+Activation = Literal["silu", "gelu_tanh"]
+Plan: TypeAlias = AttentionPlan | PagedPlan
+
+
+class StepKernels(Protocol):
+    """The operations of a layer; see the functions of the same names for shapes and formulas."""
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor: ...
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]: ...
+    def rotate_and_store(
+        self,
+        qkv: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        kv: KVLayer,
+        slots: Tensor,
+        *,
+        num_heads: int,
+        q_norm: Tensor | None = None,
+        k_norm: Tensor | None = None,
+        eps: float = 0.0,
+    ) -> Tensor: ...
+    def attend(self, q: Tensor, kv: KVLayer, plan: Plan, *, scale: float, soft_cap: float | None = None) -> Tensor:
+        """(num_tokens, num_heads, head_dim) queries -> (num_tokens, num_heads * head_dim)."""
+        ...
+
+    def gated(self, gate_up: Tensor, activation: Activation) -> Tensor:
+        """(num_tokens, 2 * dim), gate first -> (num_tokens, dim)."""
+        ...
+
+
+class TorchKernels:
+    """The definitions, on any device."""
+
+    rms_norm = staticmethod(rms_norm)
+    add_rms_norm = staticmethod(add_rms_norm)
+    rotate_and_store = staticmethod(rotate_and_store)
+
+    def attend(self, q: Tensor, kv: KVLayer, plan: Plan, *, scale: float, soft_cap: float | None = None) -> Tensor:
+        if isinstance(plan, PagedPlan):
+            return attend_by_definition(q, kv, plan, scale=scale, soft_cap=soft_cap)
+        return paged_attention(q, kv.keys, kv.values, plan, scale=scale, soft_cap=soft_cap)
+
+    def gated(self, gate_up: Tensor, activation: Activation) -> Tensor:
+        return silu_mul(gate_up) if activation == "silu" else gelu_tanh_mul(gate_up)
