@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import platform
 import warnings
 from collections.abc import Callable
@@ -15,6 +16,9 @@ import torch
 import transformers
 
 from palmette.runtime.models.load import find_model
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated, so before any is imported
 
 Figures = Callable[..., None]
 _RESULTS = pytest.StashKey[dict[str, dict[str, Any]]]()
