@@ -323,7 +323,8 @@ def test_nan_in_the_cache_of_one_request_shows_there_and_nowhere_else(
         ScheduledRow(1, well[:-2], 0, tuple(range(100, 168))),
     ]
     runner.forward(one(*rows))
-    runner.kv_pool.layer(1)[0 if what == "keys" else 1][20, 1, dim] = float("nan")
+    layer = runner.kv_pool.layer(1)
+    (layer.keys if what == "keys" else layer.values)[20, 1, dim] = float("nan")
     logits = runner.forward(
         one(
             ScheduledRow(0, sick[-2:], 48, (48, 49), logits_from=0),

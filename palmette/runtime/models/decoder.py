@@ -10,8 +10,6 @@ were grouped: a step is a flat list of tokens, and who sees whom is the attentio
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,56 +20,7 @@ from palmette.kernels.soft_cap import soft_cap_
 from palmette.kernels.step_kernels import StepKernels, TorchKernels
 from palmette.runtime.models.config import ModelConfig
 from palmette.runtime.models.interface import LayerKV, StepTensors
-
-
-@dataclass(frozen=True, slots=True)
-class Linear:
-    """y = x W^T + b, with W (out_features, in_features) and b (out_features,)."""
-
-    weight: Tensor
-    bias: Tensor | None = None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
-
-
-@dataclass(frozen=True, slots=True)
-class LayerWeights:
-    """One layer. Norm weights are float32 and final (Gemma's 1 is added already)."""
-
-    attention_norm: Tensor  # (hidden,)
-    qkv: Linear  # rows: all query heads, all key heads, all value heads
-    out: Linear  # (hidden, num_heads * head_dim)
-    mlp_norm: Tensor  # (hidden,)
-    gate_up: Linear  # rows: gate, then up
-    down: Linear
-    q_norm: Tensor | None = None  # (head_dim,)
-    k_norm: Tensor | None = None
-    post_attention_norm: Tensor | None = None  # (hidden,), with sandwich_norms
-    post_mlp_norm: Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class DecoderWeights:
-    """A whole model. `head` is `embedding` itself when tied."""
-
-    embedding: Tensor  # (vocab, hidden)
-    layers: tuple[LayerWeights, ...]
-    final_norm: Tensor  # (hidden,) float32
-    head: Tensor  # (vocab, hidden)
-
-    @property
-    def num_parameters(self) -> int:
-        tensors = {id(t): t for t in self.tensors()}
-        return sum(t.numel() for t in tensors.values())
-
-    def tensors(self) -> list[Tensor]:
-        found = [self.embedding, self.final_norm, self.head]
-        for layer in self.layers:
-            for value in (getattr(layer, name) for name in LayerWeights.__slots__):
-                parts = (value.weight, value.bias) if isinstance(value, Linear) else (value,)
-                found.extend(t for t in parts if t is not None)
-        return found
+from palmette.runtime.models.layers import DecoderWeights, LayerWeights
 
 
 class Decoder:
@@ -110,7 +59,7 @@ class Decoder:
             if layer.post_attention_norm is not None:
                 x = kernels.rms_norm(x, layer.post_attention_norm, eps)
             x, residual = kernels.add_rms_norm(x, residual, layer.mlp_norm, eps)
-            x = layer.down(kernels.gated(layer.gate_up(x), config.activation))
+            x = layer.mlp(x, kernels, config.activation)
             if layer.post_mlp_norm is not None:
                 x = kernels.rms_norm(x, layer.post_mlp_norm, eps)
             last = i + 1 == len(weights.layers)

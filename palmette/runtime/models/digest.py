@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from palmette.runtime.models.config import ModelConfig
-from palmette.runtime.models.decoder import DecoderWeights
+from palmette.runtime.models.layers import DecoderWeights
 
 SAMPLES = 64
 

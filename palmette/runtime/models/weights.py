@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from palmette.runtime.models.config import ModelConfig
-from palmette.runtime.models.decoder import DecoderWeights, LayerWeights, Linear
+from palmette.runtime.models.layers import DecoderWeights, DenseMlp, LayerWeights, Linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +86,10 @@ def _layer(config: ModelConfig, reader: _Reader, at: str) -> LayerWeights:
         qkv=reader.linear([(at + "q", q_size), (at + "k", kv_size), (at + "v", kv_size)], hidden, bias=config.qkv_bias),
         out=reader.linear([(at + "out", hidden)], q_size, bias=config.out_bias),
         mlp_norm=reader.norm(at + "mlp_norm", hidden),
-        gate_up=reader.linear([(at + "gate", inner), (at + "up", inner)], hidden, bias=config.mlp_bias),
-        down=reader.linear([(at + "down", hidden)], inner, bias=config.mlp_bias),
+        mlp=DenseMlp(
+            reader.linear([(at + "gate", inner), (at + "up", inner)], hidden, bias=config.mlp_bias),
+            reader.linear([(at + "down", hidden)], inner, bias=config.mlp_bias),
+        ),
         q_norm=reader.norm(at + "q_norm", dim) if qk_norm else None,
         k_norm=reader.norm(at + "k_norm", dim) if qk_norm else None,
         post_attention_norm=reader.norm(at + "post_attention_norm", hidden) if sandwich else None,
