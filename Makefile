@@ -25,8 +25,9 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
+# One worker a processor, four at most; which tests go together: tests/distribution.py.
 tests: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 acceptance: $(READY)
 	PALMETTE_ACCEPTANCE=1 $(BIN)/python -m pytest tests/acceptance tests/fsm \

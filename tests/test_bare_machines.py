@@ -27,7 +27,9 @@ MORE = ("tests/runtime", "tests/lang", "tests/fsm", "tests/model", "tests/interp
     ("environment", "one_processor", "own"),
     [
         pytest.param({"PALMETTE_NATIVE": "0"}, False, (), id="without compiled code"),
-        pytest.param({"PALMETTE_CPU_KERNELS": "avx2"}, False, ("tests/model",), id="without AVX-512"),
+        pytest.param(
+            {"PALMETTE_CPU_KERNELS": "avx2"}, False, ("tests/model/test_embedded_model.py",), id="without AVX-512"
+        ),
         pytest.param({"OMP_NUM_THREADS": "1"}, True, ("tests/runtime/test_driver.py",), id="one processor"),
     ],
 )

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from palmette.kernels.cpu.library import Choice, Library
+from palmette.runtime.later import Later, Now
+from palmette.runtime.logit_ops import known
 from palmette.runtime.sampler import Draw, adjust_, uniform
 from palmette.types import TokenLogprob
 
@@ -26,10 +28,10 @@ class CompiledOps:
     def __init__(self, core: Library, handle: int) -> None:
         self._core, self._handle = core, handle
 
-    def finite_rows(self, logits: Tensor) -> list[bool]:
-        return [not math.isnan(norm) for norm in self._norms(logits, largest_only=True)]
+    def finite_rows(self, logits: Tensor) -> Later[list[bool]]:
+        return Now([not math.isnan(norm) for norm in self._norms(logits, largest_only=True)])
 
-    def sample(self, logits: Tensor, draws: Sequence[Draw]) -> list[int]:
+    def sample(self, logits: Tensor, draws: Sequence[Draw]) -> Later[list[int]]:
         choices = (Choice * len(draws))()
         rows: NDArray[np.float32] = logits.numpy()
         alive: list[object] = []
@@ -50,23 +52,25 @@ class CompiledOps:
         del alive
         tokens = [choice.token for choice in choices]
         assert min(tokens, default=0) >= 0, "a mask is never empty, and rows are finite"
-        return tokens
+        return Now(tokens)
 
-    def token_logprobs(self, logits: Tensor, token_ids: Sequence[int], top: int) -> list[TokenLogprob]:
+    def token_logprobs(
+        self, logits: Tensor, token_ids: Sequence[int] | Later[list[int]], top: int
+    ) -> Later[list[TokenLogprob]]:
         found: list[TokenLogprob] = []
-        for row, norm, token in zip(logits.numpy(), self._norms(logits), token_ids, strict=True):
+        for row, norm, token in zip(logits.numpy(), self._norms(logits), known(token_ids), strict=True):
             best: tuple[tuple[int, float], ...] = ()
             if top:
                 likely = np.argpartition(row, -top)[-top:] if top < len(row) else np.arange(len(row))
                 likely = likely[np.argsort(-row[likely], kind="stable")]
                 best = tuple((int(i), float(row[i]) - norm) for i in likely)
             found.append(TokenLogprob(token, float(row[token]) - norm, best))
-        return found
+        return Now(found)
 
-    def pick_logprobs(self, logits: Tensor, rows: Sequence[int], token_ids: Sequence[int]) -> list[float]:
+    def pick_logprobs(self, logits: Tensor, rows: Sequence[int], token_ids: Sequence[int]) -> Later[list[float]]:
         norms = self._norms(logits)
         numbers: NDArray[np.float32] = logits.numpy()
-        return [float(numbers[row, token]) - norms[row] for row, token in zip(rows, token_ids, strict=True)]
+        return Now([float(numbers[row, token]) - norms[row] for row, token in zip(rows, token_ids, strict=True)])
 
     def _norms(self, logits: Tensor, *, largest_only: bool = False) -> list[float]:
         norms = np.empty(len(logits), np.float64)

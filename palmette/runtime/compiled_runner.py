@@ -22,7 +22,9 @@ from palmette.kernels.cpu import library as core
 from palmette.kernels.cpu.library import library
 from palmette.runtime.batch import place, write_page_table
 from palmette.runtime.compiled_ops import CompiledOps
+from palmette.runtime.drawn import Drawn
 from palmette.runtime.kv_pool import KVPool, kv_specs
+from palmette.runtime.later import Later
 from palmette.runtime.models.compiled import CompiledDecoder, CoreModel
 from palmette.runtime.scheduled import ScheduledBatch, ScheduledRow
 
@@ -31,6 +33,8 @@ Mask = NDArray[np.uint32]
 
 class CompiledRunner:
     """One compiled model, its pool and its page table. Used by one thread at a time."""
+
+    is_asynchronous = False  # results are there when a call returns
 
     def __init__(
         self,
@@ -58,13 +62,19 @@ class CompiledRunner:
             raise EngineDied("the compiled core could not start its threads")
         self._handle = handle
         self.ops = CompiledOps(self._core, handle)
+        self._drawn = Drawn()
         self._logits = np.empty((0, self.config.vocab_size), np.float32)  # used again: fresh pages cost milliseconds
         weakref.finalize(self, self._core.free, handle)
+
+    def keep_drawn(self, rows: Sequence[int], tokens: Later[list[int]]) -> None:
+        """tokens[i] was drawn for page-table row rows[i]: what DRAWN stands for in the next forward pass."""
+        self._drawn.keep(rows, tokens)
 
     def forward(self, batch: ScheduledBatch, masks: Sequence[Mask | None] | None = None) -> Tensor:
         """Compute a step.
 
         Args:
+            batch: may have DRAWN for a token, see keep_drawn.
             masks: for each wanted logit row the packed bits of the ids that matter, all of one length; None = all of
                 them. What a mask leaves out may come back as minus infinity instead of its logit.
 
@@ -72,7 +82,7 @@ class CompiledRunner:
             (batch.num_logits, vocab_size) float32 logits of the wanted tokens, in row order, then token order; valid
             until the next call.
         """
-        hidden = self._hidden(batch)
+        hidden = self._hidden(self._drawn.resolve(batch))
         if len(hidden) > len(self._logits):
             self._logits = np.empty((len(hidden), self.config.vocab_size), np.float32)
         logits = self._logits[: len(hidden)]

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 from palmette.errors import InvalidOption
 from palmette.fsm.limits import Limits
 
-DType = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+DType = Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8"]
 CPUKernels = Literal["auto", "torch", "avx512", "avx2", "portable"]
+GPUKernels = Literal["auto", "torch", "triton"]
+KVDType = Literal["auto", "int8", "fp8"]
 Retokenize = Literal["safe", "off", "paper"]
 ConstraintEngine = Literal["palmette", "llguidance"]
 ENFORCED: dict[ConstraintEngine, frozenset[str]] = {  # kinds of constraint
@@ -22,6 +24,7 @@ ENFORCED: dict[ConstraintEngine, frozenset[str]] = {  # kinds of constraint
     ),
     "llguidance": frozenset({"regex", "choices", "json_schema", "grammar", "stop_regex"}),
 }
+Overlap = Literal["auto", "on", "off"]
 PolicyName = Literal["longest_prefix", "depth_first", "fcfs", "random"]
 
 
@@ -30,9 +33,10 @@ class ModelOptions:
     """Which model, and how it is held."""
 
     model_path: str = "smollm2"  # a .gguf file, a directory, "smollm2" or a hub name
-    dtype: DType = "auto"  # "auto": the file's own quantised blocks where the compiled core can, else float32
-    device: str = "cpu"
+    dtype: DType = "auto"  # "auto": GPU bfloat16; CPU the file's own blocks where the compiled core can, else float32
+    device: str = "auto"  # "cpu", "cuda", "cuda:1"; "auto": the GPU where there is one
     cpu_kernels: CPUKernels = "auto"  # "auto": the compiled core where it can be used, else torch
+    gpu_kernels: GPUKernels = "auto"  # "auto": Triton's on CUDA, else torch; "triton" on a CPU: its interpreter
     context_len: int | None = None  # tokens of prompt and output together; None = the model's own
 
     def __post_init__(self) -> None:
@@ -40,8 +44,9 @@ class ModelOptions:
             raise InvalidOption("model_path", self.model_path, "a non-empty string")
         _check_choice("dtype", self.dtype, get_args(DType))
         _check_choice("cpu_kernels", self.cpu_kernels, get_args(CPUKernels))
+        _check_choice("gpu_kernels", self.gpu_kernels, get_args(GPUKernels))
         if not isinstance(self.device, str) or not self.device:
-            raise InvalidOption("device", self.device, "a non-empty string such as 'cpu' or 'cuda'")
+            raise InvalidOption("device", self.device, "'auto', 'cpu', 'cuda' or 'cuda:1'")
         if self.context_len is not None:
             _check_int("context_len", self.context_len, 2, 1 << 24)
 
@@ -50,7 +55,8 @@ class ModelOptions:
 class CacheConfig:
     """The pool of KV slots, shared by running requests and cached prefixes."""
 
-    kv_tokens: int | None = None  # slots of the pool; None = the context, but at least DEFAULT_KV_TOKENS
+    kv_tokens: int | None = None  # slots of the pool; None = GPU what fits, CPU the context or DEFAULT_KV_TOKENS
+    kv_dtype: KVDType = "auto"  # 8-bit keys and values with a scale for each token and head; "auto": the model's dtype
     page_size: int = 1  # slots handed out together; prefixes are shared in whole pages
     enabled: bool = True  # False: nothing is shared between requests (an ablation)
     hints: bool = True  # False: what programs tell of their forks and ends is not listened to (an ablation)
@@ -60,6 +66,7 @@ class CacheConfig:
         _check_int("page_size", self.page_size, 1, 1024)
         if self.kv_tokens is not None:
             _check_int("kv_tokens", self.kv_tokens, max(2, self.page_size), 1 << 40)
+        _check_choice("kv_dtype", self.kv_dtype, get_args(KVDType))
         for name in ("enabled", "hints", "measure_optimum"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidOption(name, getattr(self, name), "True or False")
@@ -76,6 +83,7 @@ class SchedulerConfig:
     max_overtaken: int = 256  # younger requests that may be admitted before one that waits
     decode_reserve: int = 32  # tokens kept for the growth of each running request when another is admitted
     seed: int = 0  # of policy="random"
+    overlap: Overlap = "auto"  # plan a step while the one before it is computed; "auto": where a device computes
 
     def __post_init__(self) -> None:
         _check_int("max_running", self.max_running, 1, 1 << 16)
@@ -85,6 +93,7 @@ class SchedulerConfig:
         _check_int("max_overtaken", self.max_overtaken, 0, 1 << 30)
         _check_int("decode_reserve", self.decode_reserve, 0, 1 << 20)
         _check_int("seed", self.seed, 0, (1 << 64) - 1)
+        _check_choice("overlap", self.overlap, get_args(Overlap))
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,16 +165,30 @@ def runtime_config(model_path: str, options: Mapping[str, Any]) -> RuntimeConfig
 DEFAULT_KV_TOKENS = 16384
 
 
-def resolve(config: RuntimeConfig, *, model_context_len: int) -> RuntimeConfig:
+class TokensThatFit(Protocol):
+    """How many KV slots a device has room for, at least a context's; see runtime.device_memory."""
+
+    def __call__(self, *, context_len: int) -> int: ...
+
+
+def resolve(
+    config: RuntimeConfig, *, model_context_len: int, tokens_that_fit: TokensThatFit | None = None
+) -> RuntimeConfig:
     """The same with nothing left open: context_len and kv_tokens are numbers, kv_tokens in whole pages.
 
+    Args:
+        tokens_that_fit: of a device whose memory is the pool's; None = the pool is made as large as a CPU needs.
+
     Raises:
-        InvalidOption: a context longer than the model's.
+        InvalidOption: a context longer than the model's, or than fits.
     """
     context_len = config.model.context_len or model_context_len
     if context_len > model_context_len:
         raise InvalidOption("context_len", context_len, f"at most {model_context_len}, the model's own")
-    kv_tokens = config.cache.kv_tokens or max(context_len, DEFAULT_KV_TOKENS)
+    kv_tokens = config.cache.kv_tokens
+    if kv_tokens is None and tokens_that_fit is not None:
+        kv_tokens = tokens_that_fit(context_len=context_len)
+    kv_tokens = kv_tokens or max(context_len, DEFAULT_KV_TOKENS)
     kv_tokens -= kv_tokens % config.cache.page_size
     return replace(
         config,

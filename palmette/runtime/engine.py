@@ -3,12 +3,15 @@
     add -> [ expire -> schedule -> forward -> evaluate -> apply ] -> events
             `------------------- step -------------------------'
 
+Where a device computes, the same stages are those of two steps at once: overlap.py.
+
 Used by one thread at a time. Knows no clock: time comes in as a number of seconds that only grows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -18,20 +21,20 @@ from torch import Tensor
 from palmette.errors import InvalidOption, PalmetteError, RequestError
 from palmette.fsm.cursor import CompiledConstraint
 from palmette.runtime.admission import Limits
-from palmette.runtime.compiled_runner import CompiledRunner
 from palmette.runtime.compiling import Compiler
-from palmette.runtime.config import RuntimeConfig, resolve
-from palmette.runtime.evaluate import evaluate, prepare
+from palmette.runtime.config import RuntimeConfig
+from palmette.runtime.evaluate import Evaluation, prepare, start
 from palmette.runtime.guide import Guide
 from palmette.runtime.kv_pool import KVPool
+from palmette.runtime.later import Later
 from palmette.runtime.logit_ops import LogitOps
 from palmette.runtime.memory import KVMemory
-from palmette.runtime.model_runner import ModelRunner
-from palmette.runtime.models.compiled import CompiledDecoder
 from palmette.runtime.models.loaded import LoadedModel
 from palmette.runtime.optimum import ReuseOptimum
 from palmette.runtime.output import Output
+from palmette.runtime.overlap import OverlappedLoop, Queued
 from palmette.runtime.request import AnyJob, EmbedJob, GenerateJob, ScoreJob, refusal
+from palmette.runtime.runners import make_runner, settle
 from palmette.runtime.scheduled import ScheduledBatch
 from palmette.runtime.scheduler import Scheduler
 from palmette.runtime.stats import Stats
@@ -47,8 +50,36 @@ class Runner(Protocol):
     def kv_pool(self) -> KVPool: ...
     @property
     def ops(self) -> LogitOps: ...
-    def forward(self, batch: ScheduledBatch, masks: Sequence[NDArray[np.uint32] | None] | None = None) -> Tensor: ...
+    @property
+    def is_asynchronous(self) -> bool:
+        """Are results on their way when a call returns? Whatever is queued is done in the order of the calls."""
+        ...
+
+    def forward(self, batch: ScheduledBatch, masks: Sequence[NDArray[np.uint32] | None] | None = None) -> Tensor:
+        """The logits of a step; to be read, or reads of them queued, before the next forward pass is."""
+        ...
+
     def embed(self, token_ids: tuple[int, ...], slots: tuple[int, ...], row: int) -> Tensor: ...
+
+    def keep_drawn(self, rows: Sequence[int], tokens: Later[list[int]]) -> None:
+        """tokens[i] was drawn for page-table row rows[i]: what DRAWN stands for in the next forward pass."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Queued:
+    """A step that the runner was given; see overlap.Queued."""
+
+    step: ScheduledStep
+    logits: Tensor | None
+    embeddings: list[Tensor]
+    runner: Runner
+
+    def start(self) -> Evaluation:
+        found = start(self.step, prepare(self.step), self.logits, self.embeddings, self.runner.ops)
+        for rows, tokens in found.drawn():
+            self.runner.keep_drawn(rows, tokens)
+        return found
 
 
 class EngineCore:
@@ -72,11 +103,15 @@ class EngineCore:
         self._tokenizer = tokenizer
         self._events: list[Event] = []  # that the next step hands out
         self._num_requests = 0
+        overlap = config.scheduler.overlap
+        overlaps = overlap == "on" or (overlap == "auto" and runner.is_asynchronous)
+        self._overlapped = OverlappedLoop(scheduler, self._queue) if overlaps else None
 
     @property
     def has_work(self) -> bool:
         """Would a step do or say anything?"""
-        return bool(self._events or self.scheduler.num_waiting or self.scheduler.num_running)
+        is_busy = self._overlapped is not None and self._overlapped.is_busy
+        return bool(self._events or self.scheduler.num_waiting or self.scheduler.num_running or is_busy)
 
     def add(self, request: Request, now: float, constraint: CompiledConstraint | None = None) -> None:
         """Queue a request; O(its length). One that can never run is answered by the next step.
@@ -126,20 +161,28 @@ class EngineCore:
         """
         events, self._events = self._events, []
         events += self.scheduler.expire(now)
+        try:
+            return events + (self._plain_step(now) if self._overlapped is None else self._overlapped.step(now))
+        except BaseException:
+            self._events = events  # they are still owed
+            raise
+
+    def _plain_step(self, now: float) -> list[Event]:
         step = self.scheduler.schedule()
         if step is None:
-            return events
+            return []
         try:
             results = self._compute(step)
         except BaseException:
-            self.scheduler.abort(step)
-            self._events = events  # they are still owed
+            self.scheduler.abort()
             raise
-        return events + self.scheduler.apply(step, results, now)
+        return self.scheduler.apply(step, results, now)
 
     def fail_all(self, now: float, error: PalmetteError) -> list[Event]:
-        """End everything that is owed an event."""
+        """End everything that is owed an event. What is in flight is forgotten."""
         events, self._events = self._events, []
+        if self._overlapped is not None:
+            self._overlapped.drop()
         return events + self.scheduler.fail_all(now, error)
 
     def stats(self) -> Stats:
@@ -174,9 +217,18 @@ class EngineCore:
 
     def _compute(self, step: ScheduledStep) -> StepResults:
         draws = prepare(step)
+        embeddings = self._embed(step)
         logits = self._runner.forward(step.batch, draws.masks(step)) if step.batch.rows else None
-        embeddings = [self._runner.embed(e.job.request.token_ids, e.slots, e.row) for e in step.embeds]
-        return evaluate(step, draws, logits, embeddings, self._runner.ops)
+        return start(step, draws, logits, embeddings, self._runner.ops).finish()
+
+    def _queue(self, step: ScheduledStep) -> Queued:
+        """The same as far as it can be without knowing all tokens before it."""
+        embeddings = self._embed(step)
+        logits = self._runner.forward(step.batch) if step.batch.rows else None
+        return _Queued(step, logits, embeddings, self._runner)
+
+    def _embed(self, step: ScheduledStep) -> list[Tensor]:
+        return [self._runner.embed(e.job.request.token_ids, e.slots, e.row) for e in step.embeds]
 
     def _guide(self, request: Request, constraint: CompiledConstraint | None) -> Guide | None:
         """
@@ -234,16 +286,11 @@ def build_engine(loaded: LoadedModel, config: RuntimeConfig | None = None) -> En
     Raises:
         InvalidOption: an option the model does not allow.
     """
-    config = resolve(config or RuntimeConfig(), model_context_len=loaded.config.context_len)
+    config = settle(config or RuntimeConfig(), loaded)
     cache, context_len = config.cache, config.model.context_len
-    assert cache.kv_tokens is not None, "resolve settles kv_tokens"
-    assert context_len is not None, "resolve settles context_len"
-    num_slots, num_rows = cache.kv_tokens, Scheduler.num_rows(config.scheduler)
-    runner: Runner
-    if isinstance(loaded.model, CompiledDecoder):
-        runner = CompiledRunner(loaded.model, num_slots=num_slots, max_running_rows=num_rows, context_len=context_len)
-    else:
-        runner = ModelRunner(loaded.model, num_slots=num_slots, max_running_rows=num_rows, context_len=context_len)
+    assert cache.kv_tokens is not None, "settle leaves nothing open"
+    assert context_len is not None, "settle leaves nothing open"
+    runner = make_runner(loaded, config, num_rows=Scheduler.num_rows(config.scheduler))
     memory = KVMemory(cache.kv_tokens, cache.page_size, shares=cache.enabled, listens=cache.hints)
     scheduler = Scheduler(memory, config.scheduler, optimum=ReuseOptimum() if cache.measure_optimum else None)
     return EngineCore(

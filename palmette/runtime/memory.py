@@ -78,7 +78,7 @@ class KVMemory:
         job.node = node or tree.root(job.namespace)
         tree.lock_ref(job.node)
         job.unwritten = (0, tree.path_slots(job.node)) if job.node.depth else None
-        job.computed_len = 0
+        job.computed_len = job.settled_len = 0
         job.extend_end = len(job.tokens)
         job.is_proven = False
         self._has_computed(job)
@@ -156,11 +156,16 @@ class KVMemory:
     def settle(self, job: Job, *, ends: bool) -> None:
         """The job stops running: what it computed goes to the tree, the rest is free.
 
+        What a step in flight computes for it is not there yet. Its slots are free all the same: steps follow each other
+        in one order on one device, so whoever gets a slot writes it after that step did. Nothing may be copied to or
+        from the pool beside that order.
+
         Args:
             ends: it will not come back.
         """
         node = job.node
         assert node is not None, "the job is not attached"
+        job.computed_len = self.settled_len(job)
         size = job.computed_len - job.computed_len % self.page_size - node.depth
         if self._shares and size > 0:
             state = NodeState.PROVEN if job.is_proven else NodeState.COMPUTED
@@ -174,6 +179,11 @@ class KVMemory:
         self.drop(job)
         if ends and self._listens and job.hints.last_use:
             self.tree.hints.last_use(node, job.hints.program)
+
+    def settled_len(self, job: Job) -> int:
+        """The job's tokens that no step in flight has yet to compute, but for those that the tree knows to be."""
+        depth = 0 if job.node is None else job.node.depth
+        return min(job.computed_len, max(job.settled_len, depth))
 
     def drop(self, job: Job) -> None:
         """The job stops running and leaves only what others may hold of its path."""

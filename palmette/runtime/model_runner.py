@@ -15,7 +15,9 @@ from torch import Tensor
 
 from palmette.errors import InvalidOption
 from palmette.runtime.batch import AttentionShape, ForwardBatch, pack
+from palmette.runtime.drawn import Drawn
 from palmette.runtime.kv_pool import KVPool, kv_specs
+from palmette.runtime.later import Later
 from palmette.runtime.logit_ops import TorchOps
 from palmette.runtime.models.decoder import Decoder
 from palmette.runtime.scheduled import ScheduledBatch, ScheduledRow
@@ -25,6 +27,8 @@ LOGIT_BLOCK = 128  # rows that go through the LM head at once; bounds what is al
 
 class ModelRunner:
     """One model, its pool of `num_slots` slots from 0 on, and its page table. Used by one thread at a time."""
+
+    is_asynchronous = False  # results are there when a call returns
 
     def __init__(
         self, model: Decoder, *, num_slots: int, max_running_rows: int, context_len: int | None = None
@@ -50,20 +54,25 @@ class ModelRunner:
         self.kv_pool = KVPool(kv_specs(config, model.dtype), num_slots, model.device)
         self.page_table = torch.zeros((max_running_rows, context_len), dtype=torch.int32)  # row, index -> slot
         self._shape = AttentionShape(config.num_heads, config.num_kv_heads, config.windows, self.kv_pool.pad_slot)
-
+        self._drawn = Drawn()
         self.ops = TorchOps()
+
+    def keep_drawn(self, rows: Sequence[int], tokens: Later[list[int]]) -> None:
+        """tokens[i] was drawn for page-table row rows[i]: what DRAWN stands for in the next forward pass."""
+        self._drawn.keep(rows, tokens)
 
     @torch.inference_mode()
     def forward(self, batch: ScheduledBatch, masks: Sequence[NDArray[np.uint32] | None] | None = None) -> Tensor:
         """Compute a step.
 
         Args:
+            batch: may have DRAWN for a token, see keep_drawn.
             masks: which logits matter; all are computed anyway.
 
         Returns:
             (batch.num_logits, vocab_size) float32 logits of the wanted tokens, in row order, then token order.
         """
-        packed = self._pack(batch)
+        packed = self._pack(self._drawn.resolve(batch))
         hidden = self.model.forward(packed, self.kv_pool)
         wanted = hidden.index_select(0, packed.logit_tokens)
         if wanted.shape[0] <= LOGIT_BLOCK:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from palmette.kernels.paged_plan import ExtendWork, MergeWork, PagedPlan, SplitWork
 from palmette.runtime.batch import place
+from palmette.runtime.drawn import DRAWN
 from palmette.runtime.paged_plan import (
     DEFAULT_PAGED_LIMITS,
     ExtendArrays,
@@ -31,8 +32,6 @@ from palmette.runtime.scheduled import ScheduledBatch
 from palmette.runtime.staging import Staging
 
 Ints = NDArray[np.int32]
-
-DRAWN = -1  # as a token id: the token that was drawn last for this row
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,7 @@ class PagedRunner:
             context_len: page-table entries of a row; the model's own when None.
             kv_dtype: of the pool; torch.int8 and torch.float8_e4m3fn keep a scale for each token and head. The model's
                 dtype when None.
-            graphs: give steps of few tokens the shapes of buckets, and capture them where the device is CUDA; when None,
+            graphs: give steps of few tokens the shapes of buckets, and capture them where the device is CUDA; None:
                 only there.
 
         Raises:
@@ -96,6 +96,10 @@ class PagedRunner:
         device = model.device
         self.kv_pool = KVPool(kv_specs(config, kv_dtype or model.dtype), num_slots, device)
         self.ops: LogitOps = TorchOps()
+        if model.kernels.walks_pages:
+            from palmette.runtime.device_ops import DeviceOps  # imports triton, as the model's kernels did
+
+            self.ops = DeviceOps(device)
         self._table: NDArray[np.int32] = np.zeros((max_running_rows, context_len), np.int32)  # row, index -> slot
         self._page_table = torch.zeros((max_running_rows, context_len), dtype=torch.int32, device=device)
         self._drawn = torch.zeros(max_running_rows, dtype=torch.int32, device=device)
@@ -166,10 +170,10 @@ class PagedRunner:
         write_page_table(batch, self._table)
         updates = table_updates(batch)
         self._updates.begin()
-        self._updates.fit(updates.size, 1)
-        new = self._updates.put(updates)
+        self._updates.fit(updates.size + 1, 2)
+        new, count = self._updates.put(updates), self._updates.put(np.array([len(updates)], np.int32))
         self._updates.send()
-        self._page_table.index_put_((new[:, 0].long(), new[:, 1].long()), new[:, 2])
+        self.model.kernels.update_page_table(self._page_table, new, count)
         return plan_step(batch, self._table, self._shape)
 
     def _compute(self, sent: SentStep) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from palmette.runtime.choice_trie import TriePass
+from palmette.runtime.drawn import DRAWN
 from palmette.runtime.memory import KVMemory
 from palmette.runtime.radix_node import RadixNode
 from palmette.runtime.request import EmbedJob, GenerateJob, Job, ScoreJob
@@ -40,14 +41,15 @@ class StepPlan:
         return ScheduledStep(ScheduledBatch(tuple(self._rows)), tuple(self._parts), tuple(self._embeds))
 
     def add_decode(self, job: GenerateJob) -> None:
-        """The job's last token. Its slot must be available."""
+        """The job's last token, known or not. Its slot must be available."""
         start = job.computed_len
         grown = self._memory.try_grow(job, start + 1)
         assert grown, "no slot for a decode"
         slot = job.tail[start - self._depth(job)]
         job.computed_len = job.peak_len = start + 1
-        self._rows.append(ScheduledRow(job.row, (job.tokens[start],), start, (slot,), _take_unwritten(job), 0))
-        self._parts.append(Part(job, start, start + 1, 1))
+        token = job.tokens[start] if start < len(job.tokens) else DRAWN
+        self._rows.append(ScheduledRow(job.row, (token,), start, (slot,), _take_unwritten(job), 0))
+        self._add_part(job, start, start + 1, 1)
 
     def try_add_extend(self, job: GenerateJob | ScoreJob) -> bool:
         """As much of the job's known tokens as budget and memory allow; False if that is nothing."""
@@ -68,7 +70,7 @@ class StepPlan:
         logits_from = _logits_from(job, start, end)
         tokens = tuple(job.tokens[start:end])
         self._rows.append(ScheduledRow(job.row, tokens, start, slots, _take_unwritten(job), logits_from))
-        self._parts.append(Part(job, start, end, 0 if logits_from is None else end - start - logits_from))
+        self._add_part(job, start, end, 0 if logits_from is None else end - start - logits_from)
         in_prompt = max(0, min(end, job.prompt_len) - start)
         self._counters.computed_prompt_tokens += in_prompt
         self._counters.recomputed_tokens += max(0, min(end, job.peak_len) - max(start, job.prompt_len))
@@ -92,7 +94,7 @@ class StepPlan:
             return False
         job.tail = slots
         self.budget -= job.prompt_len
-        self._embeds.append(EmbedPart(job, job.row, tuple(slots[: job.prompt_len])))
+        self._embeds.append(EmbedPart(job, job.run, job.row, tuple(slots[: job.prompt_len])))
         return True
 
     def must_wait(self, job: Job) -> bool:
@@ -128,7 +130,13 @@ class StepPlan:
                 tree=TreeRow(trie.prefix_len, plan.parents, first),
             )
         )
-        self._parts.append(Part(job, first, first + count, count, trie))
+        self._add_part(job, first, first + count, count, trie)
+
+    def _add_part(
+        self, job: GenerateJob | ScoreJob, start: int, end: int, num_logits: int, trie: TriePass | None = None
+    ) -> None:
+        assert job.node is not None, "the job is not attached"
+        self._parts.append(Part(job, job.run, start, end, num_logits, job.node, trie))
 
     def _depth(self, job: Job) -> int:
         assert job.node is not None, "the job is not attached"

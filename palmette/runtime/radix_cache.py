@@ -18,6 +18,7 @@ O(log n) of them where no others leave it.
 from __future__ import annotations
 
 from array import array
+from collections import deque
 from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
 from typing import NamedTuple
@@ -34,7 +35,7 @@ class Match(NamedTuple):
 
     node: RadixNode  # ends exactly where the match ends
     slots: array[int]  # of the matched tokens behind `start`
-    num_in_flight: int  # of those, how many the running step is still computing
+    num_in_flight: int  # of those, how many steps that were not applied are still computing
 
 
 class Probe(NamedTuple):
@@ -71,7 +72,8 @@ class RadixCache:
         self.num_nodes = 0  # without roots
         self.tenants = Tenants(page_size, num_slots)
         self._roots: dict[str, RadixNode] = {}
-        self._in_flight: list[RadixNode] = []
+        # What each step that was not applied computes, the oldest first, and last the one that is being planned.
+        self._in_flight: deque[dict[RadixNode, None]] = deque([{}])
         self._clock = 0  # logical time
         self.hints = CacheHints(self._lowered)
 
@@ -206,25 +208,11 @@ class RadixCache:
     def try_insert_child(
         self, node: RadixNode, tokens: Sequence[int], slots: Sequence[int], state: NodeState, program: str = ""
     ) -> RadixNode | None:
-        """Put whole pages behind `node`; None if the first of them is there already. The tree owns the slots then."""
-        key, size = array(TOKEN_CODE, tokens), self.page_size
-        assert len(key) == len(slots), "a slot for each token"
-        assert key, "nothing to insert"
-        assert len(key) % size == 0, "insert whole pages only"
-        first = self._child_key(key)
-        if first in node.children:
-            return None
-        tenant = node.tenant
-        child = RadixNode(node, key, array(TOKEN_CODE, slots), state=state, stamp=self._tick(), tenant=tenant)
-        node.children[first] = child
-        self.num_nodes += 1
-        self._count(tenant, len(key), len(key))
-        self.tenants.note(tenant)
-        if state is NodeState.IN_FLIGHT:
-            self._in_flight.append(child)
-        self.hints.created(child, program)
-        self._push(child)
-        return child
+        """Put whole pages behind `node`; None if the first of them is there already. The tree owns the slots then.
+
+        What is in flight is so by the step that is being planned.
+        """
+        return self._try_add_child(node, tokens, slots, state, program, self._in_flight[-1])
 
     def insert(
         self,
@@ -249,7 +237,8 @@ class RadixCache:
             return match.node, existing
         rest = start.depth + existing
         state = min(state, match.node.state)  # what others computed on the way is not proven by our logits
-        child = self.try_insert_child(match.node, tokens[rest:end], slots[existing:], state, program)
+        step = self._step_of(match.node) if state is NodeState.IN_FLIGHT else self._in_flight[-1]
+        child = self._try_add_child(match.node, tokens[rest:end], slots[existing:], state, program, step)
         assert child is not None, "a match ended before a child that continues it"
         return child, existing
 
@@ -290,19 +279,24 @@ class RadixCache:
                 self._remove_leaf(node)
         return freed
 
-    # -- the step that is running ------------------------------------------------------------------------------
+    # -- the steps that are running ----------------------------------------------------------------------------
+
+    def begin_step(self) -> None:
+        """The step that was being planned is computed from now on; what goes in flight later is another's."""
+        self._in_flight.append({})
 
     def mark_computed(self) -> None:
-        """The step was applied: what was in flight is there."""
-        for node in self._in_flight:
-            if node.state is NodeState.IN_FLIGHT:
-                node.state = NodeState.COMPUTED
-        self._in_flight.clear()
+        """The oldest step was applied: what was in flight by it is there."""
+        for node in self._in_flight.popleft():
+            node.state = NodeState.COMPUTED
+        if not self._in_flight:
+            self._in_flight.append({})
 
     def prove(self, node: RadixNode) -> None:
         """Finite logits were computed from this path."""
         walk: RadixNode | None = node
         while walk is not None and walk.state is not NodeState.PROVEN:
+            assert walk.state is NodeState.COMPUTED, "proven before its step was applied"
             walk.state = NodeState.PROVEN
             walk = walk.parent
 
@@ -323,10 +317,19 @@ class RadixCache:
             walk = walk.parent
         return False
 
+    def find(self, node: RadixNode) -> RadixNode | None:
+        """The node, or the one that took it in; None if it is gone."""
+        while node.joined is not None:
+            node = node.joined[0]
+        return node if node.depth >= 0 else None
+
     def in_flight_tops(self) -> list[RadixNode]:
-        """The nodes in flight whose parents are not."""
+        """The nodes in flight, by whatever step, whose parents are not."""
         return [
-            node for node in self._in_flight if node.parent is not None and node.parent.state is not NodeState.IN_FLIGHT
+            node
+            for step in self._in_flight
+            for node in step
+            if node.parent is not None and node.parent.state is not NodeState.IN_FLIGHT
         ]
 
     def remove_subtree(self, top: RadixNode) -> list[int]:
@@ -337,7 +340,6 @@ class RadixCache:
         for node in reversed(nodes):  # children first
             freed.extend(node.slots)
             self._remove_leaf(node)
-        self._in_flight = [node for node in self._in_flight if node.depth >= 0]
         return freed
 
     # -- checks ------------------------------------------------------------------------------------------------
@@ -381,7 +383,10 @@ class RadixCache:
             assert node.tenant is parent.tenant, "a node of another tenant's"
             assert node.state <= parent.state or parent.state is not NodeState.IN_FLIGHT, "computed behind in flight"
             assert parent.state is NodeState.PROVEN or node.state is not NodeState.PROVEN, "proven behind unproven"
-            assert node.state is not NodeState.IN_FLIGHT or node in self._in_flight, "in flight, but of no step"
+            steps = sum(node in step for step in self._in_flight)
+            assert steps == (node.state is NodeState.IN_FLIGHT), (
+                "in flight by no step, or by two, or not and yet by one"
+            )
             node.check_refs()
             seen.update(node.slots)
             num_nodes += 1
@@ -403,6 +408,38 @@ class RadixCache:
         return {slot for node in self.nodes() for slot in node.slots}
 
     # -- private -----------------------------------------------------------------------------------------------
+
+    def _try_add_child(
+        self,
+        node: RadixNode,
+        tokens: Sequence[int],
+        slots: Sequence[int],
+        state: NodeState,
+        program: str,
+        step: dict[RadixNode, None],
+    ) -> RadixNode | None:
+        key, size = array(TOKEN_CODE, tokens), self.page_size
+        assert len(key) == len(slots), "a slot for each token"
+        assert key, "nothing to insert"
+        assert len(key) % size == 0, "insert whole pages only"
+        first = self._child_key(key)
+        if first in node.children:
+            return None
+        tenant = node.tenant
+        child = RadixNode(node, key, array(TOKEN_CODE, slots), state=state, stamp=self._tick(), tenant=tenant)
+        node.children[first] = child
+        self.num_nodes += 1
+        self._count(tenant, len(key), len(key))
+        self.tenants.note(tenant)
+        if state is NodeState.IN_FLIGHT:
+            step[child] = None
+        self.hints.created(child, program)
+        self._push(child)
+        return child
+
+    def _step_of(self, node: RadixNode) -> dict[RadixNode, None]:
+        """What the step computes that has `node` in flight."""
+        return next(step for step in self._in_flight if node in step)
 
     def _child_key(self, key: array[int]) -> ChildKey:
         return key[0] if self.page_size == 1 else key[: self.page_size].tobytes()
@@ -435,7 +472,7 @@ class RadixCache:
         parent.children[first] = upper
         self.num_nodes += 1
         if node.state is NodeState.IN_FLIGHT:
-            self._in_flight.append(upper)
+            self._step_of(node)[upper] = None
         return upper
 
     def _join(self, parent: RadixNode, node: RadixNode) -> None:
@@ -521,6 +558,8 @@ class RadixCache:
         self.num_nodes -= 1
         self._count(node.tenant, -len(node.key), -len(node.key))
         self.hints.removed(node)
+        if node.state is NodeState.IN_FLIGHT:  # its job was cancelled
+            del self._step_of(node)[node]
         _forget(node)
         if not parent.children and not parent.refs:
             self._push(parent)

@@ -57,6 +57,9 @@ class Job:
 
         tokens      [ in the tree, path of `node` | private, slots in `tail` | not computed ]
                     0                        node.depth                computed_len     len(tokens)
+
+    While a step that draws its next token is in flight, all its tokens count as computed; where the step behind that
+    one goes on with a token that nobody knows yet, computed_len is beyond len(tokens) by one.
     """
 
     __slots__ = (
@@ -76,6 +79,8 @@ class Job:
         "prompt_len",
         "request_id",
         "row",
+        "run",
+        "settled_len",
         "status",
         "submitted",
         "tail",
@@ -97,10 +102,12 @@ class Job:
         self.probe: Probe | None = None  # where its tokens left the tree when a policy last looked
         self.fork_marked = False  # its arrival was counted among the siblings of its fork
         # while running
+        self.run = 0  # how many of its runs are over: what a step in flight computes belongs to one run
         self.row = -1  # of the page table
         self.node: RadixNode | None = None  # locked
         self.tail: list[int] = []  # whole pages of slots for tokens[node.depth:]
         self.computed_len = 0  # tokens whose keys and values are there, or in flight
+        self.settled_len = 0  # of those, as far as steps of this run that were applied have come
         self.extend_end = 0  # tokens known when it was admitted: up to here it extends, then it decodes
         self.unwritten: tuple[int, array[int]] | None = None  # (index, slots) its page table does not have yet
         self.is_proven = False  # logits computed in this run were finite
@@ -257,6 +264,19 @@ class GenerateJob(Job):
     def wants_token(self) -> bool:
         """Is anything sampled, now that its known tokens are computed?"""
         return self.output.max_new_tokens > 0 and (self.withheld is None or self.withheld.reason is None)
+
+    @property
+    def is_awaiting(self) -> bool:
+        """Is its next token drawn by a step in flight, or its end brought by one?"""
+        return self.computed_len >= len(self.tokens)
+
+    @property
+    def can_go_ahead(self) -> bool:
+        """May there be anything to compute behind the token that a step in flight draws?
+
+        Not if it is the last that is allowed. It may be the last all the same, or others may be forced behind it.
+        """
+        return self.wants_token and self.num_left > 1
 
     @property
     def num_left(self) -> int:

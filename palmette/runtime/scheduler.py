@@ -1,7 +1,11 @@
 """Who runs: admits, schedules, retracts and ends jobs. The one place that changes them.
 
     schedule() -> ScheduledStep -> (the engine computes it) -> apply(step, results) -> events
-                                                        `----> abort(step) if that failed
+                                                        `----> abort() if that failed
+
+While a step is in flight the next may be scheduled ahead: a job that draws in the first goes on in the second with a
+token that nobody knows yet (drawn.py). Nobody is retracted then: whether memory is short is seen when all is known. The
+part of a job that ended, or stopped running, between the two is dropped when its step is applied.
 
 A step holds every decode, then prompts in progress, then newcomers in the policy's order, within a budget of tokens.
 When memory runs out, cached prefixes go first, then the job with the least progress is retracted: what it computed
@@ -15,6 +19,7 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterator
 
 from palmette.errors import Cancelled, HoleTimeout, NumericalError, PalmetteError
@@ -27,7 +32,7 @@ from palmette.runtime.policy import make_policy
 from palmette.runtime.radix_node import RadixNode
 from palmette.runtime.request import Added, AnyJob, EmbedJob, GenerateJob, ScoreJob, Status, as_request_error
 from palmette.runtime.stats import Counters
-from palmette.runtime.step import Part, Sampled, ScheduledStep, StepResults
+from palmette.runtime.step import AnyPart, Part, Sampled, ScheduledStep, StepResults
 from palmette.runtime.waiting import WaitingQueue
 from palmette.types import Event, FinishReason, TokenEvent, TokenLogprob
 
@@ -48,6 +53,7 @@ class Scheduler:
         self._running: dict[str, AnyJob] = {}  # by admission
         self._rows = list(range(self.num_rows(config) - 1, -1, -1))  # free rows of the page table
         self._deadlines = Deadlines()
+        self._in_flight: deque[ScheduledStep] = deque()  # scheduled, the oldest first, neither applied nor aborted
         self._was_retracted = False  # in the step that is being planned: nobody new is admitted then
 
     @staticmethod
@@ -108,18 +114,24 @@ class Scheduler:
         return events
 
     def fail_all(self, now: float, error: PalmetteError) -> list[Event]:
-        """End every job."""
+        """End every job; steps in flight are aborted."""
+        self.abort()
         return [self._end(job, FinishReason.FAILED, now, error) for job in self.jobs()]
 
     def retract(self, request_id: str) -> None:
-        """Send a running job back to the head of the queue; between steps. What it computed is cached."""
+        """Send a running job back to the head of the queue. What it computed is cached, as far as it was applied."""
         self._requeue(self._running[request_id], keep=True)
 
     # -- a step ------------------------------------------------------------------------------------------------
 
     def schedule(self) -> ScheduledStep | None:
-        """Decide the next step; None if there is nothing to do. Exactly one of apply and abort must follow a step."""
+        """Decide the next step; None if there is nothing to do, or nothing before the step in flight is applied.
+
+        Each step must be applied, in order, or aborted.
+        """
         self._was_retracted = False
+        if self._in_flight:
+            return self._schedule_ahead()
         while True:
             plan = StepPlan(self.memory, self.counters)
             self._plan_decodes(plan)
@@ -127,8 +139,7 @@ class Scheduler:
             if not self._was_retracted:
                 self._admit(plan)
             if not plan.is_empty:
-                self.counters.steps += 1
-                return plan.step()
+                return self._begun(plan)
             if not self._running:
                 if self._was_retracted:
                     self._was_retracted = False
@@ -138,13 +149,31 @@ class Scheduler:
             assert len(self._running) > 1, "a job alone does not fit the pool"
             self._retract_one()  # several prompts hold all memory, and none can go on
 
+    def _schedule_ahead(self) -> ScheduledStep | None:
+        plan = StepPlan(self.memory, self.counters)
+        if self._is_short(self._decoding()):
+            return None
+        self._plan_decodes(plan)
+        self._plan_prompts(plan)
+        self._admit(plan)
+        return None if plan.is_empty else self._begun(plan)
+
+    def _begun(self, plan: StepPlan) -> ScheduledStep:
+        step = plan.step()
+        self._in_flight.append(step)
+        self.memory.tree.begin_step()
+        self.counters.steps += 1
+        return step
+
     def apply(self, step: ScheduledStep, results: StepResults, now: float) -> list[Event]:
-        """Take in what the step computed."""
+        """Take in what the oldest step in flight computed."""
+        oldest = self._in_flight.popleft()
+        assert oldest is step, "steps are applied in the order in which they were scheduled"
         self.memory.tree.mark_computed()
         events = self._fail_bad(step, results, now)
         for index, part in enumerate(step.parts):
             job = part.job
-            if job.status is not Status.RUNNING:
+            if not part.is_live:
                 continue
             try:
                 event = self._apply_part(index, part, results, now)
@@ -154,20 +183,22 @@ class Scheduler:
             if event is not None:
                 events.append(event)
         for index, embed in enumerate(step.embeds):
-            if embed.job.status is Status.RUNNING:
+            if embed.is_live:
                 embed.job.embedding = results.embeddings[index]
                 events.append(self._end(embed.job, FinishReason.STOP, now))
         return events
 
-    def abort(self, step: ScheduledStep) -> None:
-        """The step failed as a whole: forget what it computed, and queue its jobs again."""
-        jobs: list[AnyJob] = [*(part.job for part in step.parts), *(embed.job for embed in step.embeds)]
-        for job in reversed(jobs):  # the first ends up at the head of the queue
-            if job.status is Status.RUNNING:  # a job may have several rows
-                self._requeue(job, keep=False)
+    def abort(self) -> None:
+        """A step failed as a whole: forget what it and all others in flight compute, and queue their jobs again."""
+        parts = [part for step in self._in_flight for part in step.all_parts]
+        for part in reversed(parts):  # the first ends up at the head of the queue
+            if part.is_live:  # a job may have several rows
+                self._requeue(part.job, keep=False)
         for top in self.memory.tree.in_flight_tops():
             self._purge(top)
-        self.memory.tree.mark_computed()
+        while self._in_flight:
+            self._in_flight.popleft()
+            self.memory.tree.mark_computed()
 
     def check_integrity(self) -> None:
         """O(pool); for tests and for idle moments.
@@ -178,6 +209,12 @@ class Scheduler:
         private = [job.tail for job in self._running.values()]
         for job in self._running.values():
             assert job.status is Status.RUNNING, "a job that does not run is among the running"
+            unknown = job.computed_len - len(job.tokens)
+            assert unknown <= 0 or self._in_flight, "a token that nobody draws is computed"
+            assert unknown <= 1, "a token behind one that nobody knows is computed"
+            assert self._in_flight or isinstance(job, EmbedJob) or job.computed_len == self.memory.settled_len(job), (
+                "tokens are said to be computed by a step that never was"
+            )
             if isinstance(job, ScoreJob):
                 private += [trie.slots for trie in job.passes]
         for job in self._waiting:
@@ -193,9 +230,7 @@ class Scheduler:
 
     def _plan_decodes(self, plan: StepPlan) -> None:
         decoding = self._decoding()
-        while sum(self.memory.held_end(job) <= job.computed_len for job in decoding) * self.memory.page_size > (
-            self.memory.num_available
-        ):
+        while self._is_short(decoding):
             self._retract_one()
             decoding = self._decoding()
         for job in decoding:
@@ -205,7 +240,17 @@ class Scheduler:
         plan.budget = max(chunk - len(decoding), chunk // 8, self.memory.page_size)
 
     def _decoding(self) -> list[GenerateJob]:
-        return [job for job in self._running.values() if isinstance(job, GenerateJob) and not job.is_extending]
+        """Those that go on with one token, known or on its way."""
+        return [
+            job
+            for job in self._running.values()
+            if isinstance(job, GenerateJob) and not job.is_extending and (not job.is_awaiting or job.can_go_ahead)
+        ]
+
+    def _is_short(self, decoding: list[GenerateJob]) -> bool:
+        """Are there fewer slots than these jobs need to go on?"""
+        needed = sum(self.memory.held_end(job) <= job.computed_len for job in decoding) * self.memory.page_size
+        return needed > self.memory.num_available
 
     def _plan_prompts(self, plan: StepPlan) -> None:
         # Forced tokens of holes that decode go before prompts: they wait for one step, as a decode does.
@@ -321,15 +366,16 @@ class Scheduler:
             self._waiting.remove(job)
         else:
             if self.optimum is not None and isinstance(job, GenerateJob):
-                self.optimum.add_path(job.namespace, job.tokens[: job.computed_len])
+                self.optimum.add_path(job.namespace, job.tokens[: self.memory.settled_len(job)])
             self._release(job, keep=keep, ends=True)
         del self._jobs[job.request_id]
         job.status = Status.FINISHED
         self.counters.finished += 1
 
     def _release(self, job: AnyJob, *, keep: bool, ends: bool) -> None:
-        """Give back all that a running job holds."""
+        """Give back all that a running job holds. What steps in flight compute for it concerns nobody any more."""
         del self._running[job.request_id]
+        job.run += 1
         self._free_rows(job)
         if isinstance(job, EmbedJob):
             self.memory.allocator.free(job.tail)
@@ -353,14 +399,18 @@ class Scheduler:
     def _fail_bad(self, step: ScheduledStep, results: StepResults, now: float) -> list[Event]:
         """End the jobs whose logits were not finite; whoever built on their unproven tokens starts again without."""
         error = NumericalError("the model's output for this request was not finite")
-        bad = {step.parts[index].job.request_id: step.parts[index].job for index in results.bad}
-        bad |= {step.embeds[index].job.request_id: step.embeds[index].job for index in results.bad_embeds}
+        parts = [step.parts[index] for index in sorted(results.bad)]
+        embeds = [step.embeds[index] for index in sorted(results.bad_embeds)]
+        both: list[AnyPart] = [*parts, *embeds]
+        bad = {part.job.request_id: part.job for part in both if part.is_live}
         events: list[Event] = []
         suspects: list[RadixNode] = []
-        for job in bad.values():
-            top = None if job.node is None else self.memory.tree.suspect(job.node)
+        for part in parts:  # of jobs that stopped running, too: what they computed may be in the tree
+            node = self.memory.tree.find(part.node)
+            top = None if node is None else self.memory.tree.suspect(node)
             if top is not None:
                 suspects.append(top)
+        for job in bad.values():
             events.append(job.end_event(FinishReason.FAILED, now, error))
             self._leave(job, keep=False)
         for top in suspects:
@@ -379,8 +429,10 @@ class Scheduler:
 
     def _apply_part(self, index: int, part: Part, results: StepResults, now: float) -> Event | None:
         job = part.job
-        if part.num_logits and job.node is not None:
-            self.memory.tree.prove(job.node)
+        if part.trie is None:
+            job.settled_len = part.end
+        if part.num_logits:
+            self.memory.tree.prove(part.node)  # the job may have gone on from there in a step that is in flight
             job.is_proven = True
         if isinstance(job, GenerateJob):
             job.prompt_logprobs += results.prompt_logprobs.get(index, ())

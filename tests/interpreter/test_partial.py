@@ -109,11 +109,11 @@ def test_depth_costs_no_recursion_and_length_is_linear() -> None:
 
     def seconds(count: int) -> float:
         pieces = ["[", *(f'"{i}", ' for i in range(count))]
-        start = time.perf_counter()
+        start = time.thread_time()  # of this thread alone: others may be busy
         reader = PartialJson()
         for piece in pieces:
             reader.feed(piece)
-        return time.perf_counter() - start
+        return time.thread_time() - start
 
     seconds(100)
     assert min(seconds(20_000) for _ in range(3)) < 40 * min(seconds(2_000) for _ in range(3))

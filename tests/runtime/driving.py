@@ -34,6 +34,11 @@ def text_ids(text: str) -> tuple[int, ...]:
 
 def engine(loaded: LoadedModel | None = None, **options: Any) -> EngineCore:
     """An engine whose options may stand in any part of its config."""
+    return build_engine(loaded or model(), flat_config(**options))
+
+
+def flat_config(**options: Any) -> RuntimeConfig:
+    """Options that may stand in any part of the config."""
     options.setdefault("kv_tokens", 4096)
 
     def part(kind: Any) -> Any:
@@ -46,7 +51,7 @@ def engine(loaded: LoadedModel | None = None, **options: Any) -> EngineCore:
         constraints=part(ConstraintConfig),
     )
     assert not options, f"unknown options {options}"
-    return build_engine(loaded or model(), config)
+    return config
 
 
 def generate(request_id: str, prompt: str | tuple[int, ...], max_new: int = 8, **fields_: Any) -> GenerateRequest:

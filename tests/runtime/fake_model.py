@@ -5,8 +5,9 @@ Its next token depends on all tokens before it. No torch: the scheduler's logic 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
+from palmette.runtime.drawn import DRAWN
 from palmette.runtime.output import Output
 from palmette.runtime.request import AnyJob, GenerateJob, ScoreJob
 from palmette.runtime.scheduled import ScheduledRow
@@ -38,16 +39,27 @@ def make_job(request: GenerateRequest, number: int = 0, now: float = 0.0, max_ne
 class FakeModel:
     """A pool and a page table, and the forward pass that checks what it reads."""
 
-    def __init__(self) -> None:
+    def __init__(self, draw: Callable[[Sequence[int]], int] = next_token) -> None:
+        """
+        Args:
+            draw: the token behind others.
+        """
+        self._draw = draw
         self.contents: dict[int, Content] = {}
         self.table: dict[tuple[int, int], int] = {}
         self.computed = 0  # tokens, trie nodes included
+        self._drawn: dict[int, int] = {}  # row -> the token drawn last
 
     def run(self, step: ScheduledStep, bad: Collection[int] = ()) -> StepResults:
         """
         Args:
             bad: rows whose logits come out as NaN, if they have any.
         """
+        self.forward(step)
+        return self.evaluate(step, bad)
+
+    def forward(self, step: ScheduledStep) -> None:
+        """Write and read; the step before may have been drawn from, and not applied."""
         for row in step.batch.rows:  # a step writes everything before it reads anything
             if row.prefix is not None:
                 index, slots = row.prefix
@@ -63,11 +75,15 @@ class FakeModel:
         for row, part in zip(step.batch.rows, step.parts, strict=True):
             for i in range(len(row.token_ids)):
                 self._check_reads(row, part, i)
+
+    def evaluate(self, step: ScheduledStep, bad: Collection[int] = ()) -> StepResults:
+        """Steps before it are applied."""
         wrong = frozenset(i for i in bad if i < len(step.parts) and step.parts[i].num_logits)
         sampled, prompt, trie = {}, {}, {}
         for i, part in enumerate(step.parts):
             job = part.job
-            if i in wrong or not part.num_logits:
+            self._drawn.setdefault(step.batch.rows[i].row, 0)  # any: what comes of it is told to nobody
+            if i in wrong or not part.num_logits or not part.is_live:
                 continue
             if isinstance(job, ScoreJob):
                 trie[i] = self._scores(job, part)
@@ -80,7 +96,8 @@ class FakeModel:
                         for p in range(first, min(part.end + 1, job.prompt_len))
                     )
                 if part.wants_token and job.wants_token:
-                    sampled[i] = Sampled(next_token(tokens))
+                    sampled[i] = Sampled(self._draw(tokens))
+                    self._drawn[step.batch.rows[i].row] = sampled[i].token_id
         embeddings = {i: (float(next_token(all_tokens(e.job))),) for i, e in enumerate(step.embeds)}
         return StepResults(
             bad=wrong, sampled=sampled, prompt_logprobs=prompt, trie_logprobs=trie, embeddings=embeddings
@@ -89,6 +106,10 @@ class FakeModel:
     def _path(self, row: ScheduledRow, part: Part, i: int) -> Content:
         """What token i of the row stands for."""
         tokens = all_tokens(part.job)
+        if row.token_ids == (DRAWN,):
+            assert part.is_live, "a row for a run that is over"
+            assert row.start == len(tokens), "the token drawn last is not the next one"
+            return (*tokens, self._drawn[row.row])
         if part.trie is None:
             assert tuple(tokens[row.start : row.start + len(row.token_ids)]) == row.token_ids
             return tuple(tokens[: row.start + i + 1])

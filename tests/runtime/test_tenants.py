@@ -266,7 +266,7 @@ def test_tenants_are_charged_for_what_their_running_requests_hold(seed: int) -> 
         elif kind < 0.65:
             step = bench.scheduler.schedule()
             if step is not None:
-                bench.scheduler.abort(step)
+                bench.scheduler.abort()
         else:
             bench.step(bad=[rng.randrange(4)] if kind < 0.7 else [])
         bench.scheduler.check_integrity()

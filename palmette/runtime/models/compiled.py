@@ -82,6 +82,8 @@ class CompiledDecoder:
 
 def why_not_compiled(config: ModelConfig) -> str | None:
     """What keeps a model from the compiled core; None if nothing does."""
+    if config.experts is not None:
+        return f"it has layers of {config.experts.num_experts} experts"
     if config.hidden_size % BLOCK or config.intermediate_size % BLOCK:
         return f"its hidden sizes {config.hidden_size} and {config.intermediate_size} are no multiples of {BLOCK}"
     if config.head_dim % LANES or config.num_heads * config.head_dim % BLOCK:

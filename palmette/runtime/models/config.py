@@ -12,12 +12,26 @@ from typing import Literal
 from palmette.kernels.rope import RopeSpec
 from palmette.kernels.step_kernels import Activation
 
-__all__ = ["FAMILIES", "MAX_CONTEXT", "Activation", "Family", "LayerConfig", "ModelConfig"]
+__all__ = [
+    "ALL_FAMILIES",
+    "FAMILIES",
+    "MAX_CONTEXT",
+    "MAX_EXPERTS",
+    "SPARSE_FAMILIES",
+    "Activation",
+    "ExpertConfig",
+    "Family",
+    "LayerConfig",
+    "ModelConfig",
+]
 
 MAX_CONTEXT = 1 << 24  # tokens; a file that claims more is broken, and page tables are sized by it
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3")
+MAX_EXPERTS = 1 << 12  # of a layer; their tensors are asked for one by one
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3")  # one MLP a layer: the compiled core has them too
+SPARSE_FAMILIES = ("mixtral", "qwen3_moe")  # many experts a layer
+ALL_FAMILIES = (*FAMILIES, *SPARSE_FAMILIES)
 
-Family = Literal["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3"]
+Family = Literal["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "mixtral", "qwen3_moe"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +40,17 @@ class LayerConfig:
 
     window: int | None  # a token at position p sees positions > p - window; None = all
     rope: RopeSpec
+    is_sparse: bool = False  # its MLP is many experts, see ModelConfig.experts
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertConfig:
+    """The MLPs of a sparse layer; see kernels.moe."""
+
+    num_experts: int
+    top_k: int  # of them, a token
+    intermediate_size: int  # of one
+    normalise: bool  # the weights of a token's experts sum to 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +60,7 @@ class ModelConfig:
     family: Family
     vocab_size: int
     hidden_size: int
-    intermediate_size: int
+    intermediate_size: int  # of a dense layer's MLP
     num_heads: int
     num_kv_heads: int
     head_dim: int
@@ -53,6 +78,7 @@ class ModelConfig:
     attention_scale: float = 0.0  # 0 = 1 / sqrt(head_dim)
     attention_soft_cap: float | None = None
     logit_soft_cap: float | None = None
+    experts: ExpertConfig | None = None  # where a layer is sparse
 
     @property
     def num_layers(self) -> int:

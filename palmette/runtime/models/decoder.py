@@ -10,8 +10,6 @@ were grouped: a step is a flat list of tokens, and who sees whom is the attentio
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from palmette.kernels.linear import linear
@@ -50,9 +48,7 @@ class Decoder:
             rope: rope_cos_sin(frequencies, batch.positions, rope.attention_factor)
             for rope, frequencies in self._frequencies.items()
         }
-        residual = F.embedding(batch.input_ids, weights.embedding)
-        if config.embedding_scale != 1.0:
-            residual = residual * torch.tensor(config.embedding_scale, dtype=self.dtype)  # rounded to dtype, as trained
+        residual = kernels.embed(batch.input_ids, weights.embedding, scale=config.embedding_scale)
         x = kernels.rms_norm(residual, weights.layers[0].attention_norm, eps)
         for i, layer in enumerate(weights.layers):
             x = self._attention(i, layer, x, batch, kv, *angles[config.layers[i].rope])

@@ -234,7 +234,7 @@ class _Cursor:
         at = self.at
         kind = self.u32()
         if kind == _STRING:
-            return [self.string() for _ in range(self.count("strings", least_bytes=8))]
+            return self._strings(self.count("strings", least_bytes=8))
         if kind not in _SCALARS:
             raise self.corrupt(f"an array of type {kind}, which no model needs", at)
         layout = _SCALARS[kind]
@@ -242,6 +242,25 @@ class _Cursor:
         begin = self._advance(count * layout.size)
         values: list[int] | list[float] = np.frombuffer(self._data, layout.format, count, begin).tolist()
         return values
+
+    def _strings(self, count: int) -> list[str]:
+        """As `string` one after the other; a vocabulary and its merges are a hundred thousand."""
+        data, at, size, length = self._data, self.at, self.size, _U64.unpack_from
+        found: list[str] = []
+        while len(found) < count and at + 8 <= size:
+            begin = at + 8
+            end = begin + length(data, at)[0]
+            if end > size:
+                break
+            try:
+                found.append(str(data[begin:end], "utf-8"))
+            except UnicodeDecodeError:
+                break
+            at = end
+        self.at = at
+        while len(found) < count:  # only where something is wrong: it says what
+            found.append(self.string())
+        return found
 
     def _advance(self, num_bytes: int) -> int:
         begin = self.at

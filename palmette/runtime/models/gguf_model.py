@@ -17,14 +17,21 @@ from torch import Tensor
 
 from palmette.errors import CorruptModel, UnsupportedArchitecture, UnsupportedFeature
 from palmette.kernels.rope import RopeSpec, yarn_attention_factor
-from palmette.runtime.models.config import MAX_CONTEXT, Family, LayerConfig, ModelConfig
+from palmette.runtime.models.config import MAX_CONTEXT, MAX_EXPERTS, ExpertConfig, Family, LayerConfig, ModelConfig
 from palmette.runtime.models.gguf import GGUFFile, GGUFTensor
 from palmette.runtime.models.gguf_blocks import SCALES_FIRST, dequantize
 from palmette.runtime.models.weights import StoredBlocks
 
-# Mistral's files call themselves llama.
+# Mistral's files call themselves llama; Mixtral's too, and have experts.
 _FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
-    {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma2": "gemma2", "gemma3": "gemma3"}
+    {
+        "llama": "llama",
+        "qwen2": "qwen2",
+        "qwen3": "qwen3",
+        "qwen3moe": "qwen3_moe",
+        "gemma2": "gemma2",
+        "gemma3": "gemma3",
+    }
 )
 _NAMES: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -37,6 +44,7 @@ _NAMES: Final[Mapping[str, str]] = MappingProxyType(
         "gate": "ffn_gate",
         "up": "ffn_up",
         "down": "ffn_down",
+        "router": "ffn_gate_inp",
         "q_norm": "attn_q_norm",
         "k_norm": "attn_k_norm",
         "post_attention_norm": "post_attention_norm",
@@ -47,6 +55,17 @@ _GEMMA_WINDOW_PATTERN: Final = MappingProxyType({"gemma2": 2, "gemma3": 6})  # e
 # The 27B models scale scores by hidden_size / num_heads instead of head_dim; they are known by their layers.
 _GEMMA_27B_LAYERS: Final = MappingProxyType({"gemma2": 46, "gemma3": 62})
 _GEMMA3_LOCAL_THETA: Final = 10000.0
+_EXPERTS: Final = MappingProxyType({"gate": "ffn_gate_exps", "up": "ffn_up_exps", "down": "ffn_down_exps"})
+# What a router may do besides softmax and top-k, and the values that mean it does not.
+_OTHER_ROUTERS: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType(
+    {
+        "expert_shared_count": (None, 0),
+        "expert_shared_feed_forward_length": (None, 0),
+        "expert_gating_func": (None, 0, 1),  # 1 is softmax
+        "expert_weights_scale": (None, 0.0, 1.0),
+        "expert_group_count": (None, 0, 1),
+    }
+)
 _FLOATS: Final = ("F32", "F16", "BF16")
 
 
@@ -62,14 +81,21 @@ class GGUFSource:
         tensor = self._file.tensors.get(key)
         if tensor is None:
             raise CorruptModel(path, f"tensor {key!r} is missing")
+        expert = _expert(name)
+        if expert is not None:
+            num_experts = tensor.shape[0]
+            if len(tensor.shape) != 3 or expert >= num_experts:
+                raise CorruptModel(
+                    path, f"{key!r} has shape {tensor.shape}: there is no expert {expert}", tensor.offset
+                )
+            shape = (num_experts, *shape)
         if tensor.shape != shape:
             raise CorruptModel(path, f"{key!r} has shape {tensor.shape}, the metadata imply {shape}", tensor.offset)
 
     def blocks(self, name: str) -> StoredBlocks | None:
-        tensor = self._file.tensors[_tensor_name(name)]
+        tensor, data = self._stored(name)
         if tensor.kind in _FLOATS:
             return None
-        data = self._file.data(tensor)
         if tensor.kind in SCALES_FIRST:
             block_bytes, num_scales = SCALES_FIRST[tensor.kind]
             scales = np.ascontiguousarray(data.reshape(-1, block_bytes)[:, : 2 * num_scales]).view("<f2")
@@ -78,8 +104,7 @@ class GGUFSource:
         return StoredBlocks(tensor.kind, data, self._row_order(name, tensor.shape[0]))
 
     def read_into(self, name: str, out: Tensor) -> None:
-        tensor = self._file.tensors[_tensor_name(name)]
-        data = self._file.data(tensor)
+        tensor, data = self._stored(name)
         order = self._row_order(name, tensor.shape[0])
         if order is not None:
             data = data.reshape(tensor.shape[0], -1)[order].reshape(-1)
@@ -90,6 +115,12 @@ class GGUFSource:
             raise self._not_finite(tensor, str(error)) from error
         if values is not out:
             out.copy_(values)
+
+    def _stored(self, name: str) -> tuple[GGUFTensor, NDArray[np.uint8]]:
+        """A tensor and its bytes; of an expert, its own: blocks lie in rows, so a share of the tensor is one run."""
+        tensor = self._file.tensors[_tensor_name(name)]
+        data, expert = self._file.data(tensor), _expert(name)
+        return tensor, data if expert is None else data.reshape(tensor.shape[0], -1)[expert]
 
     def _row_order(self, name: str, num_rows: int) -> NDArray[np.int64] | None:
         """Llama's files pair the rotated dimensions (2i, 2i + 1); kernels.rope pairs (i, i + dim / 2)."""
@@ -107,7 +138,7 @@ def gguf_config(file: GGUFFile) -> ModelConfig:
 
     Raises:
         UnsupportedArchitecture: the architecture is not in the table.
-        UnsupportedFeature: a rope scaling that is not implemented.
+        UnsupportedFeature: a rope scaling or a kind of router that is not implemented.
         CorruptModel: a key is missing, of the wrong type or impossible.
     """
     architecture = file.metadata.get("general.architecture")
@@ -123,6 +154,8 @@ class _Metadata:
 
     def config(self) -> ModelConfig:
         family = _FAMILIES[self.architecture]
+        if family == "llama" and self.integer("expert_count", 0):
+            family = "mixtral"
         gemma = family.startswith("gemma")
         hidden_size, num_heads = self.integer("embedding_length"), self.integer("attention.head_count")
         num_layers = self.integer("block_count")
@@ -143,6 +176,7 @@ class _Metadata:
             raise self.corrupt(f"{num_layers} layers cannot consist of {len(self.file.tensors)} tensors")
         scale_dim = hidden_size // num_heads if num_layers == _GEMMA_27B_LAYERS.get(family) else head_dim
         has_bias = "blk.0.attn_q.bias" in self.file.tensors
+        layers = tuple(self.layer(i, family, head_dim) for i in range(num_layers))
         return ModelConfig(
             family=family,
             vocab_size=embedding.shape[0],
@@ -153,7 +187,7 @@ class _Metadata:
             head_dim=head_dim,
             context_len=self.integer("context_length", most=MAX_CONTEXT),
             norm_eps=self.number("attention.layer_norm_rms_epsilon"),
-            layers=tuple(self.layer(i, family, head_dim) for i in range(num_layers)),
+            layers=layers,
             activation="gelu_tanh" if gemma else "silu",
             tie_embeddings="output.weight" not in self.file.tensors,
             qkv_bias=has_bias,
@@ -165,18 +199,32 @@ class _Metadata:
             attention_scale=scale_dim**-0.5,
             attention_soft_cap=self.number("attn_logit_softcapping", 50.0) if family == "gemma2" else None,
             logit_soft_cap=self.number("final_logit_softcapping", 30.0) if family == "gemma2" else None,
+            experts=self.experts() if any(layer.is_sparse for layer in layers) else None,
         )
+
+    def experts(self) -> ExpertConfig:
+        for key, plain in _OTHER_ROUTERS.items():
+            if self.value(key) not in plain:
+                reason = "of routers, softmax over the experts and the top k of them is implemented"
+                raise UnsupportedFeature(f"{key}={self.value(key)!r}", reason)
+        num_experts = self.integer("expert_count", most=MAX_EXPERTS)
+        top_k = self.integer("expert_used_count", most=num_experts)
+        # Mixtral's is the length of a dense layer; llama.cpp normalises the weights of both architectures.
+        size = self.integer("expert_feed_forward_length", self.integer("feed_forward_length"))
+        if min(num_experts, top_k, size) < 1:
+            raise self.corrupt(f"{top_k} of {num_experts} experts of size {size}")
+        return ExpertConfig(num_experts, top_k, size, normalise=bool(self.value("expert_weights_norm") in (None, True)))
 
     def layer(self, index: int, family: Family, head_dim: int) -> LayerConfig:
         pattern = _GEMMA_WINDOW_PATTERN.get(family)
         window: int | None = None
         if pattern is not None and (index + 1) % pattern:
             window = self.integer("attention.sliding_window", 4096)
-        elif pattern is None and family == "llama":
+        elif pattern is None and family in ("llama", "mixtral"):
             window = self.integer("attention.sliding_window", 0) or None  # early Mistral
         if family == "gemma3" and window is not None:
             return LayerConfig(window, RopeSpec(head_dim, self.number("rope.freq_base_swa", _GEMMA3_LOCAL_THETA)))
-        return LayerConfig(window, self.rope(head_dim))
+        return LayerConfig(window, self.rope(head_dim), f"blk.{index}.ffn_gate_inp.weight" in self.file.tensors)
 
     def rope(self, head_dim: int) -> RopeSpec:
         theta = self.number("rope.freq_base", 10000.0)
@@ -236,6 +284,14 @@ def _tensor_name(name: str) -> str:
     if name == "head":
         return "output.weight"
     _, index, part = name.split(".", 2)
+    if part.startswith("experts."):
+        return f"blk.{index}.{_EXPERTS[part.rpartition('.')[2]]}.weight"
     if part.endswith(".bias"):
         return f"blk.{index}.{_NAMES[part.removesuffix('.bias')]}.bias"
     return f"blk.{index}.{_NAMES[part]}.weight"
+
+
+def _expert(name: str) -> int | None:
+    """The number of the expert whose tensor this is."""
+    parts = name.split(".")
+    return int(parts[3]) if parts[2:3] == ["experts"] else None

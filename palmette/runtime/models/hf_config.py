@@ -15,7 +15,16 @@ from typing import Any, Final, cast
 
 from palmette.errors import CorruptModel, UnsupportedArchitecture, UnsupportedFeature
 from palmette.kernels.rope import RopeSpec, yarn_attention_factor
-from palmette.runtime.models.config import MAX_CONTEXT, Activation, Family, LayerConfig, ModelConfig
+from palmette.runtime.models.config import (
+    MAX_CONTEXT,
+    MAX_EXPERTS,
+    SPARSE_FAMILIES,
+    Activation,
+    ExpertConfig,
+    Family,
+    LayerConfig,
+    ModelConfig,
+)
 
 _FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
     {
@@ -23,6 +32,8 @@ _FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
         "mistral": "mistral",
         "qwen2": "qwen2",
         "qwen3": "qwen3",
+        "mixtral": "mixtral",
+        "qwen3_moe": "qwen3_moe",
         "gemma2": "gemma2",
         "gemma3_text": "gemma3",
         "gemma3": "gemma3",  # with vision; its language model is used
@@ -30,6 +41,18 @@ _FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
 )
 _ACTIVATIONS: Final[Mapping[str, Activation]] = MappingProxyType(
     {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+)
+# What a router may do besides softmax and top-k, and the values that mean it does not.
+_OTHER_ROUTERS: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType(
+    {
+        "n_shared_experts": (None, 0),
+        "num_shared_experts": (None, 0),
+        "shared_expert_intermediate_size": (None, 0),
+        "scoring_func": (None, "softmax"),
+        "n_group": (None, 0, 1),
+        "topk_group": (None, 0, 1),
+        "routed_scaling_factor": (None, 1, 1.0),
+    }
 )
 
 
@@ -41,7 +64,7 @@ def model_config(config: Mapping[str, Any], file: str) -> ModelConfig:
 
     Raises:
         UnsupportedArchitecture: `model_type` is not in the table.
-        UnsupportedFeature: a rope scaling or activation that is not implemented.
+        UnsupportedFeature: a rope scaling, activation or kind of router that is not implemented.
         CorruptModel: a field is missing or of the wrong type.
     """
     model_type = str(config.get("model_type"))
@@ -65,10 +88,11 @@ class _Reader:
         head_dim = self.integer(
             "head_dim", 256 if gemma else 128 if self.family == "qwen3" else hidden_size // num_heads
         )
-        num_kv_heads = self.integer("num_key_value_heads", 8 if self.family == "mistral" else num_heads)
+        num_kv_heads = self.integer("num_key_value_heads", _DEFAULT_KV_HEADS.get(self.family, num_heads))
         if num_heads % num_kv_heads or head_dim % 2:
             raise CorruptModel(self.file, f"{num_heads} heads of {head_dim} over {num_kv_heads} KV heads do not divide")
         attention_bias = bool(self.raw.get("attention_bias", False))
+        layers = tuple(self.layer(i, head_dim) for i in range(self.integer("num_hidden_layers")))
         return ModelConfig(
             family=self.family,
             vocab_size=self.integer("vocab_size"),
@@ -78,24 +102,52 @@ class _Reader:
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
             context_len=self.integer("max_position_embeddings", _DEFAULT_CONTEXT[self.family], most=MAX_CONTEXT),
-            norm_eps=self.number("rms_norm_eps", 1e-6),
-            layers=tuple(self.layer(i, head_dim) for i in range(self.integer("num_hidden_layers"))),
+            norm_eps=self.number("rms_norm_eps", 1e-5 if self.family == "mixtral" else 1e-6),
+            layers=layers,
             activation=self.activation(),
             tie_embeddings=bool(self.raw.get("tie_word_embeddings", gemma)),
             qkv_bias=attention_bias or self.family == "qwen2",
             out_bias=attention_bias,
             mlp_bias=bool(self.raw.get("mlp_bias", False)),
-            qk_norm=self.family in ("qwen3", "gemma3"),
+            qk_norm=self.family in ("qwen3", "qwen3_moe", "gemma3"),
             sandwich_norms=gemma,
             embedding_scale=hidden_size**0.5 if gemma else 1.0,
             attention_scale=self.number("query_pre_attn_scalar", 256) ** -0.5 if gemma else 0.0,
             attention_soft_cap=self.soft_cap("attn_logit_softcapping", 50.0),
             logit_soft_cap=self.soft_cap("final_logit_softcapping", 30.0),
+            experts=self.experts() if any(layer.is_sparse for layer in layers) else None,
         )
 
     def layer(self, index: int, head_dim: int) -> LayerConfig:
         window = self.window(index)
-        return LayerConfig(window, self.rope(head_dim, sliding=window is not None))
+        return LayerConfig(window, self.rope(head_dim, sliding=window is not None), self.is_sparse(index))
+
+    def is_sparse(self, index: int) -> bool:
+        """Whether a layer's MLP is many experts."""
+        if self.family != "qwen3_moe":
+            return self.family in SPARSE_FAMILIES
+        dense = self.raw.get("mlp_only_layers") or []
+        if not isinstance(dense, list):
+            raise CorruptModel(self.file, f"mlp_only_layers is {dense!r}, not a list of layers")
+        return index not in dense and (index + 1) % self.integer("decoder_sparse_step", 1) == 0
+
+    def experts(self) -> ExpertConfig:
+        for key, plain in _OTHER_ROUTERS.items():
+            if self.raw.get(key) not in plain:
+                reason = "of routers, softmax over the experts and the top k of them is implemented"
+                raise UnsupportedFeature(f"{key}={self.raw[key]!r}", reason)
+        mixtral = self.family == "mixtral"
+        # transformers 4 says num_experts for Qwen, 5 says num_local_experts for both
+        key = "num_experts" if self.raw.get("num_local_experts") is None else "num_local_experts"
+        num_experts = self.integer(key, 8 if mixtral else 128, most=MAX_EXPERTS)
+        return ExpertConfig(
+            num_experts=num_experts,
+            top_k=self.integer("num_experts_per_tok", 2 if mixtral else 8, most=num_experts),
+            intermediate_size=self.integer("intermediate_size")
+            if mixtral
+            else self.integer("moe_intermediate_size", 768),
+            normalise=mixtral or bool(self.raw.get("norm_topk_prob", False)),
+        )
 
     def window(self, index: int) -> int | None:
         """The sliding window of a layer."""
@@ -115,7 +167,7 @@ class _Reader:
             case "qwen2" | "qwen3":
                 slides = index >= self.integer("max_window_layers", 28, least=0)
             case _:
-                slides = self.family == "mistral"
+                slides = self.family in ("mistral", "mixtral", "qwen3_moe")
         return window if slides else None
 
     def rope(self, head_dim: int, *, sliding: bool) -> RopeSpec:
@@ -128,7 +180,8 @@ class _Reader:
         elif self.family == "gemma3" and sliding and not params:  # transformers 4
             return RopeSpec(dim=head_dim, theta=self.number("rope_local_base_freq", 10000.0))
         scaling = params or self.raw.get("rope_scaling") or {}
-        theta = params.get("rope_theta", self.raw.get("rope_theta", 1e6 if self.family == "gemma3" else 10000.0))
+        default = 1e6 if self.family in ("gemma3", "mixtral") else 10000.0
+        theta = params.get("rope_theta", self.raw.get("rope_theta", default))
         if not isinstance(scaling, dict) or not isinstance(theta, int | float):
             raise CorruptModel(self.file, f"rope settings are {scaling!r}, theta {theta!r}")
         dim = int(head_dim * self.number("partial_rotary_factor", 1.0))
@@ -200,6 +253,16 @@ class _Reader:
 _DEFAULT_CONTEXT: Final[Mapping[Family, int]] = MappingProxyType(
     cast(
         "dict[Family, int]",
-        {"llama": 2048, "mistral": 131072, "qwen2": 32768, "qwen3": 32768, "gemma2": 8192, "gemma3": 131072},
+        {
+            "llama": 2048,
+            "mistral": 131072,
+            "qwen2": 32768,
+            "qwen3": 32768,
+            "mixtral": 131072,
+            "qwen3_moe": 32768,
+            "gemma2": 8192,
+            "gemma3": 131072,
+        },
     )
 )
+_DEFAULT_KV_HEADS: Final = MappingProxyType({"mistral": 8, "mixtral": 8, "qwen3_moe": 4})

@@ -28,6 +28,20 @@ _LINEARS: Final[Mapping[str, str]] = MappingProxyType(
         "down": "mlp.down_proj",
     }
 )
+_EXPERTS: Final[Mapping[str, Mapping[str, str]]] = MappingProxyType(
+    {
+        "mixtral": MappingProxyType({"at": "block_sparse_moe", "gate": "w1", "up": "w3", "down": "w2"}),
+        "qwen3_moe": MappingProxyType({"at": "mlp", "gate": "gate_proj", "up": "up_proj", "down": "down_proj"}),
+    }
+)
+# As transformers 5 holds all experts of a layer, and writes them if told not to write the original format.
+_FUSED_EXPERTS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "gate": "mlp.experts.gate_up_proj",
+        "up": "mlp.experts.gate_up_proj",
+        "down": "mlp.experts.down_proj",
+    }
+)
 _NORMS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "attention_norm": "input_layernorm",
@@ -65,20 +79,35 @@ class CheckpointSource:
         key = self._name(name)
         if key not in self._files:
             raise CorruptModel(str(self._directory), f"tensor {key!r} is missing")
-        found = tuple(self._files[key].tensor(key).shape)
+        found = tuple(self._tensor(name, key).shape)
         if found != shape:
-            raise CorruptModel(str(self._files[key].path), f"{key!r} has shape {found}, the config implies {shape}")
+            where = "" if key.endswith((".weight", ".bias")) else f", for {name!r},"
+            raise CorruptModel(
+                str(self._files[key].path), f"{key!r} has{where} shape {found}, the config implies {shape}"
+            )
 
     def blocks(self, name: str) -> StoredBlocks | None:
         return None  # the formats that are read hold floats
 
     def read_into(self, name: str, out: Tensor) -> None:
         key = self._name(name)
-        out.copy_(self._files[key].tensor(key))
+        out.copy_(self._tensor(name, key))
         if not out.sum(dtype=torch.float32).isfinite():  # one NaN or infinity survives every sum
             raise CorruptModel(str(self._files[key].path), f"tensor {key!r} holds numbers that are not finite")
         if self._config.sandwich_norms and name.endswith("norm"):
             out.add_(1.0)  # Gemma stores its norm weights less 1
+
+    def _tensor(self, name: str, key: str) -> Tensor:
+        """The tensor `key`, or of all experts' what `name` says."""
+        tensor = self._files[key].tensor(key)
+        if not key.endswith(tuple(_FUSED_EXPERTS.values())):
+            return tensor
+        _, _, _, expert, part = name.split(".")
+        if tensor.ndim != 3 or tensor.shape[0] <= int(expert):
+            shape = tuple(tensor.shape)
+            raise CorruptModel(str(self._files[key].path), f"{key!r} has shape {shape}: there is no expert {expert}")
+        mine, half = tensor[int(expert)], tensor.shape[1] // 2
+        return mine if part == "down" else mine[:half] if part == "gate" else mine[half:]
 
     def _name(self, name: str) -> str:
         if name == "embedding":
@@ -88,11 +117,24 @@ class CheckpointSource:
         if name == "head":
             return "language_model.lm_head.weight" if self._prefix.startswith("language_model") else "lm_head.weight"
         _, index, part = name.split(".", 2)
+        at = f"{self._prefix}layers.{index}."
+        if part == "router" or part.startswith("experts."):
+            return self._expert_name(at, part)
         kind = "weight"
         if part.endswith(".bias"):
             part, kind = part.removesuffix(".bias"), "bias"
         norms = _SANDWICH_NORMS if self._config.sandwich_norms else _NORMS
-        return f"{self._prefix}layers.{index}.{_LINEARS.get(part) or norms[part]}.{kind}"
+        return f"{at}{_LINEARS.get(part) or norms[part]}.{kind}"
+
+    def _expert_name(self, at: str, part: str) -> str:
+        """ "router" and "experts.{n}.{gate, up, down}" of the layer at `at`."""
+        names = _EXPERTS[self._config.family]
+        if part == "router":
+            fused = f"{at}mlp.gate.weight"  # of both families, where the experts are fused
+            return fused if fused in self._files else f"{at}{names['at']}.gate.weight"
+        _, expert, part = part.split(".")
+        fused = at + _FUSED_EXPERTS[part]
+        return fused if fused in self._files else f"{at}{names['at']}.experts.{expert}.{names[part]}.weight"
 
 
 def open_directory(directory: Path) -> tuple[ModelConfig, CheckpointSource]:

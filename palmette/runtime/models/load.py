@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -10,6 +13,7 @@ import torch
 
 from palmette.errors import InvalidOption
 from palmette.kernels.cpu.library import choose_instruction_set, library
+from palmette.kernels.step_kernels import StepKernels, TorchKernels
 from palmette.native import NotBuilt, is_wanted
 from palmette.runtime.models.compiled import CompiledDecoder, Precision, compile_weights, why_not_compiled
 from palmette.runtime.models.config import ModelConfig
@@ -22,15 +26,17 @@ from palmette.runtime.models.gguf_tokenizer import gguf_tokenizer
 from palmette.runtime.models.hf_model import open_directory
 from palmette.runtime.models.hf_tokenizer import directory_tokenizer
 from palmette.runtime.models.loaded import LoadedModel
+from palmette.runtime.models.quantized import quantize_weights
 from palmette.runtime.models.weights import WeightSource, assemble
 from palmette.runtime.tokenizer import Tokenizer
 
-__all__ = ["EMBEDDED", "find_model", "load_model"]
+__all__ = ["EMBEDDED", "choose_step_kernels", "find_device", "find_model", "load_model"]
 
 logger = logging.getLogger(__name__)
 
 _TORCH_DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_CORE_DTYPES: Final = ("auto", "int8")
+_OTHER_DTYPES: Final = ("auto", "int8", "fp8")
+_GPU_KERNELS: Final = ("auto", "torch", "triton")
 
 
 def load_model(
@@ -39,14 +45,19 @@ def load_model(
     dtype: torch.dtype | str = torch.float32,
     device: torch.device | str = "cpu",
     cpu_kernels: str = "torch",
+    gpu_kernels: str = "auto",
 ) -> LoadedModel:
     """Load a model with its tokenizer.
 
     Args:
-        dtype: what weights are converted to; quantised ones are dequantised. Two more are the compiled core's: "auto"
-            computes with the blocks that the file has (float32 without the core), "int8" quantises floats too.
+        dtype: what weights are converted to; quantised ones are dequantised. Three more: "auto", on a CPU the blocks
+            that the file has, where the compiled core computes, else float32, and on a GPU bfloat16; "int8", 8-bit
+            weights, also of floats; "fp8", the same in float8 on a GPU.
         cpu_kernels: "torch", the reference; "auto", the compiled core where it is there and can compute this model,
             and a warning where not; or one of its instruction sets, "avx512", "avx2" or "portable".
+        device: "cpu", "cuda", "cuda:1", ..., or "auto": the GPU where there is one.
+        gpu_kernels: "auto", Triton's where the device is CUDA and triton is there; "torch", the reference; "triton",
+            also on a CPU, where its interpreter (TRITON_INTERPRET=1) shows what they compute.
 
     Raises:
         InvalidOption: a dtype that is none of these or needs the core where there is none; an instruction set that does
@@ -55,19 +66,76 @@ def load_model(
         UnsupportedArchitecture, UnsupportedFeature: a model that this decoder would compute wrongly.
         CorruptModel: a file is broken; carries its name and, where known, the offset.
     """
+    device = find_device(device)
     key = str(dtype).removeprefix("torch.")
-    if key not in (*_TORCH_DTYPES, *_CORE_DTYPES):
-        raise InvalidOption("dtype", dtype, ", ".join((*_TORCH_DTYPES, *_CORE_DTYPES)))
+    if key not in (*_TORCH_DTYPES, *_OTHER_DTYPES):
+        raise InvalidOption("dtype", dtype, ", ".join((*_TORCH_DTYPES, *_OTHER_DTYPES)))
     path, name = find_model(name_or_path)
-    config, source, tokenizer = _open_gguf(path) if path.is_file() else _open_directory(path)
-    if cpu_kernels != "torch" and str(device) == "cpu" and key not in ("bfloat16", "float16"):
-        compiled = _try_compiled(config, source, key, cpu_kernels, name)
+    config, source, read_tokenizer = _open_gguf(path) if path.is_file() else _open_directory(path)
+    with ThreadPoolExecutor(1) as pool:  # most of the weights' time is spent outside of the interpreter
+        tokenizer = pool.submit(read_tokenizer)
+        model, digest = _load_weights(config, source, key, device, cpu_kernels, gpu_kernels, name)
+        return LoadedModel(config, model, tokenizer.result(), digest, name)
+
+
+def _load_weights(
+    config: ModelConfig,
+    source: WeightSource,
+    dtype: str,
+    device: torch.device,
+    cpu_kernels: str,
+    gpu_kernels: str,
+    name: str,
+) -> tuple[Decoder | CompiledDecoder, str]:
+    """The model and its digest."""
+    on_cpu = device.type == "cpu" and gpu_kernels != "triton"
+    if cpu_kernels != "torch" and on_cpu and dtype not in ("bfloat16", "float16"):
+        compiled = _try_compiled(config, source, dtype, cpu_kernels, name)
         if compiled is not None:
-            return LoadedModel(config, compiled, tokenizer, compiled.digest, name)
-    if key == "int8":
+            return compiled, compiled.digest
+    if on_cpu and dtype in ("int8", "fp8"):
         raise InvalidOption("dtype", dtype, "float32, bfloat16 or float16 without the compiled core")
-    weights = assemble(config, source, dtype=_TORCH_DTYPES.get(key, torch.float32), device=device)
-    return LoadedModel(config, Decoder(config, weights), tokenizer, model_digest(config, weights), name)
+    kernels = choose_step_kernels(gpu_kernels, device, name)
+    default = torch.bfloat16 if device.type == "cuda" else torch.float32
+    weights = assemble(config, source, dtype=_TORCH_DTYPES.get(dtype, default), device=device)
+    digest = model_digest(config, weights)
+    if dtype in ("int8", "fp8"):
+        weights = quantize_weights(weights, "int8" if dtype == "int8" else "fp8", with_triton=kernels.walks_pages)
+        digest = f"{digest}-{dtype}"
+    return Decoder(config, weights, kernels), digest
+
+
+def find_device(device: torch.device | str) -> torch.device:
+    """The device of a name, "auto" included.
+
+    Raises:
+        InvalidOption: there is none.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise InvalidOption("device", str(device), f"'cpu', or 'cuda' where there is a GPU ({error})") from error
+    return found
+
+
+def choose_step_kernels(gpu_kernels: str, device: torch.device, name: str) -> StepKernels:
+    """Who computes on torch's tensors; see load_model."""
+    if gpu_kernels not in _GPU_KERNELS:
+        raise InvalidOption("gpu_kernels", gpu_kernels, ", ".join(_GPU_KERNELS))
+    if gpu_kernels == "torch" or (gpu_kernels == "auto" and device.type != "cuda"):
+        return TorchKernels()
+    try:
+        # triton is an optional dependency, which not every platform has
+        from palmette.kernels.gpu.step_kernels import TritonKernels
+    except ImportError as error:
+        if gpu_kernels == "triton":
+            raise InvalidOption("gpu_kernels", gpu_kernels, f"'torch': triton cannot be imported ({error})") from error
+        logger.warning("%s runs on torch, many times slower than Triton's kernels: %s", name, error)
+        return TorchKernels()
+    return TritonKernels()
 
 
 def _try_compiled(
@@ -90,12 +158,12 @@ def _try_compiled(
     return compile_weights(config, source, library=library(), instruction_set=instruction_set, precision=precision)
 
 
-def _open_gguf(path: Path) -> tuple[ModelConfig, WeightSource, Tokenizer]:
+def _open_gguf(path: Path) -> tuple[ModelConfig, WeightSource, Callable[[], Tokenizer]]:
     file = GGUFFile(path)
     config = gguf_config(file)
-    return config, GGUFSource(file, config), gguf_tokenizer(file)
+    return config, GGUFSource(file, config), partial(gguf_tokenizer, file)
 
 
-def _open_directory(path: Path) -> tuple[ModelConfig, WeightSource, Tokenizer]:
+def _open_directory(path: Path) -> tuple[ModelConfig, WeightSource, Callable[[], Tokenizer]]:
     config, source = open_directory(path)
-    return config, source, directory_tokenizer(path)
+    return config, source, partial(directory_tokenizer, path)

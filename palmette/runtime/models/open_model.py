@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from palmette.runtime.config import ModelOptions
-from palmette.runtime.models.load import load_model
+from palmette.runtime.models.decoder import Decoder
+from palmette.runtime.models.load import choose_step_kernels, find_device, load_model
 from palmette.runtime.models.loaded import LoadedModel
 from palmette.runtime.models.tiny import tiny_model
 
@@ -15,5 +18,15 @@ def open_model(options: ModelOptions) -> LoadedModel:
         InvalidOption: a dtype or instruction set that does not go here.
     """
     if options.model_path == "tiny":
-        return tiny_model()
-    return load_model(options.model_path, dtype=options.dtype, device=options.device, cpu_kernels=options.cpu_kernels)
+        loaded, device = tiny_model(), find_device(options.device)
+        kernels = choose_step_kernels(options.gpu_kernels, device, loaded.name)
+        if not kernels.walks_pages:
+            return loaded
+        return replace(loaded, model=Decoder(loaded.config, loaded.decoder.weights, kernels))
+    return load_model(
+        options.model_path,
+        dtype=options.dtype,
+        device=options.device,
+        cpu_kernels=options.cpu_kernels,
+        gpu_kernels=options.gpu_kernels,
+    )

@@ -13,12 +13,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from palmette.errors import UnsupportedArchitecture
+from palmette.errors import InvalidOption, UnsupportedArchitecture
 from palmette.kernels.cpu.library import choose_instruction_set, library
 from palmette.kernels.rope import RopeSpec
 from palmette.runtime.byte_tokenizer import ByteTokenizer
-from palmette.runtime.models.compiled import Precision, compile_weights
-from palmette.runtime.models.config import FAMILIES, LayerConfig, ModelConfig
+from palmette.runtime.models.compiled import Precision, compile_weights, why_not_compiled
+from palmette.runtime.models.config import ALL_FAMILIES, ExpertConfig, LayerConfig, ModelConfig
 from palmette.runtime.models.decoder import Decoder
 from palmette.runtime.models.digest import model_digest
 from palmette.runtime.models.loaded import LoadedModel
@@ -52,6 +52,13 @@ def tiny_config(family: str = "llama", *, vocab_size: int = 260, context_len: in
         return replace(base, family="qwen2", qkv_bias=True)
     if family == "qwen3":
         return replace(base, family="qwen3", qk_norm=True)
+    if family == "mixtral":
+        experts = ExpertConfig(num_experts=4, top_k=2, intermediate_size=64, normalise=True)
+        return replace(base, family="mixtral", layers=(LayerConfig(None, rope, is_sparse=True),) * 2, experts=experts)
+    if family == "qwen3_moe":
+        experts = ExpertConfig(num_experts=8, top_k=3, intermediate_size=32, normalise=True)
+        layers = (LayerConfig(None, rope), LayerConfig(None, rope, is_sparse=True))
+        return replace(base, family="qwen3_moe", qk_norm=True, layers=layers, experts=experts)
     gemma = replace(base, activation="gelu_tanh", sandwich_norms=True, embedding_scale=32**0.5, tie_embeddings=True)
     if family == "gemma2":
         layers = (LayerConfig(96, rope), LayerConfig(None, rope))
@@ -59,7 +66,7 @@ def tiny_config(family: str = "llama", *, vocab_size: int = 260, context_len: in
     if family == "gemma3":
         layers = (LayerConfig(96, rope), LayerConfig(None, RopeSpec(dim=16, theta=1e6, kind="linear", factor=8.0)))
         return replace(gemma, family="gemma3", layers=layers, qk_norm=True)
-    raise UnsupportedArchitecture(family, list(FAMILIES))
+    raise UnsupportedArchitecture(family, list(ALL_FAMILIES))
 
 
 def tiny_model(
@@ -84,13 +91,15 @@ def tiny_model(
 
     Raises:
         NotBuilt: the compiled core is wanted and not there.
-        InvalidOption: the instruction set does not run here.
+        InvalidOption: the instruction set does not run here, or the core does not compute this family.
     """
     tokenizer = ByteTokenizer(extra_tokens=extra_tokens, adds_bos=adds_bos)
     config = tiny_config(family, vocab_size=tokenizer.vocab_size, context_len=context_len)
     source, name = RandomSource(seed), f"tiny-{family}-{seed}"
     if cpu_kernels != "torch":
-        instruction_set = choose_instruction_set(cpu_kernels)
+        instruction_set, reason = choose_instruction_set(cpu_kernels), why_not_compiled(config)
+        if reason is not None:
+            raise InvalidOption("cpu_kernels", cpu_kernels, f"torch, as the compiled core cannot be used: {reason}")
         compiled = compile_weights(config, source, library=library(), instruction_set=instruction_set, precision=dtype)
         return LoadedModel(config, compiled, tokenizer, compiled.digest, name)
     weights = assemble(config, source, dtype=torch.float32, device="cpu")

@@ -1,7 +1,8 @@
 """Assembling a decoder's weights from any source, under one set of names.
 
     embedding  final_norm  head  layers.{i}.{attention_norm, q, k, v, out, mlp_norm, gate, up, down, q_norm, k_norm,
-    post_attention_norm, post_mlp_norm}, where q, k, v, out, gate, up, down may also have `.bias`
+    post_attention_norm, post_mlp_norm}, where q, k, v, out, gate, up, down may also have `.bias`; a sparse layer has
+    router and experts.{n}.{gate, up, down} instead of gate, up, down
 
 Fused matrices are allocated once and each part is read into its rows, so nothing exists twice. A source delivers final
 values: half-split rotary order, norms with Gemma's 1 added, dequantised. Knows no file format.
@@ -19,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from palmette.runtime.models.config import ModelConfig
-from palmette.runtime.models.layers import DecoderWeights, DenseMlp, LayerWeights, Linear
+from palmette.runtime.models.experts import ExpertMlp
+from palmette.runtime.models.layers import DecoderWeights, DenseMlp, LayerWeights, Linear, Mlp
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +72,15 @@ def assemble(
     reader = _Reader(source, dtype, device)
     # Half of the time goes into the first touch of fresh memory, which threads share well.
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        layers_to_come = pool.map(lambda i: _layer(config, reader, f"layers.{i}."), range(config.num_layers))
+        layers_to_come = pool.map(lambda i: _layer(config, reader, i), range(config.num_layers))
         embedding = reader.matrix("embedding", config.vocab_size, config.hidden_size)
         layers = tuple(layers_to_come)
     head = embedding if config.tie_embeddings else reader.matrix("head", config.vocab_size, config.hidden_size)
     return DecoderWeights(embedding, layers, reader.norm("final_norm", config.hidden_size), head)
 
 
-def _layer(config: ModelConfig, reader: _Reader, at: str) -> LayerWeights:
-    hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
+def _layer(config: ModelConfig, reader: _Reader, index: int) -> LayerWeights:
+    at, hidden, dim = f"layers.{index}.", config.hidden_size, config.head_dim
     q_size, kv_size = config.num_heads * dim, config.num_kv_heads * dim
     sandwich, qk_norm = config.sandwich_norms, config.qk_norm
     return LayerWeights(
@@ -86,14 +88,30 @@ def _layer(config: ModelConfig, reader: _Reader, at: str) -> LayerWeights:
         qkv=reader.linear([(at + "q", q_size), (at + "k", kv_size), (at + "v", kv_size)], hidden, bias=config.qkv_bias),
         out=reader.linear([(at + "out", hidden)], q_size, bias=config.out_bias),
         mlp_norm=reader.norm(at + "mlp_norm", hidden),
-        mlp=DenseMlp(
-            reader.linear([(at + "gate", inner), (at + "up", inner)], hidden, bias=config.mlp_bias),
-            reader.linear([(at + "down", hidden)], inner, bias=config.mlp_bias),
-        ),
+        mlp=_mlp(config, reader, index),
         q_norm=reader.norm(at + "q_norm", dim) if qk_norm else None,
         k_norm=reader.norm(at + "k_norm", dim) if qk_norm else None,
         post_attention_norm=reader.norm(at + "post_attention_norm", hidden) if sandwich else None,
         post_mlp_norm=reader.norm(at + "post_mlp_norm", hidden) if sandwich else None,
+    )
+
+
+def _mlp(config: ModelConfig, reader: _Reader, index: int) -> Mlp:
+    at, hidden = f"layers.{index}.", config.hidden_size
+    if not config.layers[index].is_sparse:
+        inner = config.intermediate_size
+        return DenseMlp(
+            reader.linear([(at + "gate", inner), (at + "up", inner)], hidden, bias=config.mlp_bias),
+            reader.linear([(at + "down", hidden)], inner, bias=config.mlp_bias),
+        )
+    assert config.experts is not None, f"layer {index} is sparse, and the config has no experts"
+    experts, inner = config.experts, config.experts.intermediate_size
+    return ExpertMlp(
+        reader.matrix(at + "router", experts.num_experts, hidden),
+        reader.experts(at, ["gate", "up"], experts.num_experts, inner, hidden),
+        reader.experts(at, ["down"], experts.num_experts, hidden, inner),
+        experts.top_k,
+        experts.normalise,
     )
 
 
@@ -112,6 +130,11 @@ class _Reader:
         weight = self._read(parts, (columns,), self._dtype)
         biases = self._read([(name + ".bias", rows) for name, rows in parts], (), self._dtype) if bias else None
         return Linear(weight, biases)
+
+    def experts(self, at: str, parts: list[str], num_experts: int, rows: int, columns: int) -> Tensor:
+        """(num_experts, len(parts) * rows, columns): each expert's parts, in order."""
+        names = [(f"{at}experts.{n}.{part}", rows) for n in range(num_experts) for part in parts]
+        return self._read(names, (columns,), self._dtype).view(num_experts, len(parts) * rows, columns)
 
     def _read(self, parts: list[tuple[str, int]], rest: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         for name, rows in parts:

@@ -71,7 +71,7 @@ def test_tokens_are_those_of_torch(vocab: int, instruction_set: str) -> None:
         logits = random_logits(30, vocab, seed)
         draws = [random_draw(rng, vocab) for _ in range(30)]
         before = logits.clone()
-        got, wanted = ops.sample(logits, draws), TORCH.sample(logits, draws)
+        got, wanted = ops.sample(logits, draws).get(), TORCH.sample(logits, draws).get()
         assert torch.equal(logits, before), "sampling changes logits"
         for row, (a, b, draw) in enumerate(zip(got, wanted, draws, strict=True)):
             assert a == b or (not draw.params.is_greedy and draw_margin(logits[row], draw) < 1e-5), (row, draw)
@@ -87,7 +87,7 @@ def test_greedy_takes_the_lowest_of_equals(instruction_set: str) -> None:
     logits[3] = -torch.inf
     logits[3, 17] = -1e30
     draws = [Draw(SamplingParams(temperature=0))] * 4
-    assert runner(instruction_set, 260).ops.sample(logits, draws) == [0, 70, 259, 17]
+    assert runner(instruction_set, 260).ops.sample(logits, draws).get() == [0, 70, 259, 17]
 
 
 @pytest.mark.parametrize("instruction_set", SETS)
@@ -95,10 +95,10 @@ def test_a_draw_does_not_depend_on_its_batch_or_the_threads(instruction_set: str
     rng = random.Random(3)
     logits = random_logits(40, 1023, 1)
     draws = [random_draw(rng, 1023) for _ in range(40)]
-    together = runner(instruction_set, 1023).ops.sample(logits, draws)
+    together = runner(instruction_set, 1023).ops.sample(logits, draws).get()
     for num_threads in (1, 3):
         ops = runner(instruction_set, 1023, num_threads).ops
-        assert [ops.sample(logits[i : i + 1], draws[i : i + 1])[0] for i in range(40)] == together
+        assert [ops.sample(logits[i : i + 1], draws[i : i + 1]).get()[0] for i in range(40)] == together
 
 
 @pytest.mark.parametrize("instruction_set", SETS)
@@ -106,7 +106,7 @@ def test_draws_follow_the_distribution(instruction_set: str) -> None:
     """Chi-square of 4,000 draws over 10 cells: 27.9 is passed once in a thousand."""
     logits = torch.linspace(0, 2, 10).repeat(4000, 1)
     draws = [Draw(SamplingParams(temperature=0.8), seed=7, index=i) for i in range(4000)]
-    found = np.bincount(runner(instruction_set, 10).ops.sample(logits, draws), minlength=10)
+    found = np.bincount(runner(instruction_set, 10).ops.sample(logits, draws).get(), minlength=10)
     expected = torch.softmax(logits[0] / 0.8, -1).numpy() * 4000
     assert float(((found - expected) ** 2 / expected).sum()) < 27.9
 
@@ -119,14 +119,15 @@ def test_logprobs_are_those_of_torch(vocab: int, instruction_set: str) -> None:
     logits[4, : vocab // 2] = -torch.inf  # what a mask left out
     tokens = [vocab - 1] * 12
     for top in (0, 3):
-        got, wanted = ops.token_logprobs(logits, tokens, top), TORCH.token_logprobs(logits, tokens, top)
+        got, wanted = (o.token_logprobs(logits, tokens, top).get() for o in (ops, TORCH))
         for mine, theirs in zip(got, wanted, strict=True):
             assert mine.token_id == theirs.token_id
             assert mine.logprob == pytest.approx(theirs.logprob, abs=1e-5)
             assert [p for _, p in mine.top] == pytest.approx([p for _, p in theirs.top], abs=1e-5)
     rows = [0, 0, 5, 11]
     picked = [0, vocab - 1, vocab // 2, 0]
-    assert ops.pick_logprobs(logits, rows, picked) == pytest.approx(TORCH.pick_logprobs(logits, rows, picked), abs=1e-5)
+    one, other = (o.pick_logprobs(logits, rows, picked).get() for o in (ops, TORCH))
+    assert one == pytest.approx(other, abs=1e-5)
 
 
 @pytest.mark.parametrize("instruction_set", SETS)
@@ -136,11 +137,11 @@ def test_rows_that_hold_no_number_are_found_wherever_it_is(vocab: int, instructi
     for odd in (torch.nan, torch.inf):
         logits = random_logits(vocab + 1, vocab, 4)
         logits[torch.arange(vocab), torch.arange(vocab)] = odd
-        assert ops.finite_rows(logits) == [False] * vocab + [True]
+        assert ops.finite_rows(logits).get() == [False] * vocab + [True]
     allowed = random_logits(3, vocab, 5)
     allowed[:, 1:] = -torch.inf
     allowed[2, 0] = torch.nan
-    assert ops.finite_rows(allowed) == [True, True, False]
+    assert ops.finite_rows(allowed).get() == [True, True, False]
 
 
 def test_adjusted_logits_are_a_copy_of_what_torch_adjusts() -> None:
@@ -150,4 +151,4 @@ def test_adjusted_logits_are_a_copy_of_what_torch_adjusts() -> None:
     draw = Draw(SamplingParams(temperature=0, repetition_penalty=2.0), counts={int(logits.argmax()): 1, 200: 2})
     adjusted = logits[0].clone()
     adjust_(adjusted, draw)
-    assert runner(SETS[0], 260).ops.sample(logits, [draw]) == [int(adjusted.argmax())]
+    assert runner(SETS[0], 260).ops.sample(logits, [draw]).get() == [int(adjusted.argmax())]

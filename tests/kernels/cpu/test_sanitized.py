@@ -25,8 +25,8 @@ ROOT = Path(__file__).resolve().parents[3]
 SOURCES = Path(library.__file__).parent
 SETS = core().instruction_sets
 SANITIZERS = {
-    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
-    "thread": ["-fsanitize=thread"],
+    "address": ["-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],  # no access is optimised away
+    "thread": ["-O1", "-fsanitize=thread"],
 }
 
 
@@ -49,7 +49,7 @@ def build(folder: Path, sanitizer: str, sets: Sequence[str]) -> Path:
     def compile_one(source: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
         name = source.stem
         plain = name == "portable" and name not in sets
-        flags = ["-O0"] if plain else ["-O1", "-g1", *SANITIZERS[sanitizer]]
+        flags = ["-O0"] if plain else ["-g1", *SANITIZERS[sanitizer]]
         flags += by_file.get(source.name, []) if name in sets else []
         out = folder / f"{name}.o"
         command = [compiler, *base, *flags, "-Wno-psabi", f"-I{SOURCES}", "-c", str(source), "-o", str(out)]

@@ -44,6 +44,8 @@ def configs() -> dict[str, Any]:
         "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
     }
+    mixtral = {**_SIZES, "num_hidden_layers": 2, "num_local_experts": 5, "num_experts_per_tok": 2}
+    qwen3_moe = {**_SIZES, "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "head_dim": 24}
     gemma3 = {**_GEMMA, "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "full_attention"]}
     return {
         "llama": tf.LlamaConfig(**_SIZES),
@@ -60,6 +62,12 @@ def configs() -> dict[str, Any]:
         "qwen2": tf.Qwen2Config(**_SIZES),
         "qwen2-window": tf.Qwen2Config(**_SIZES, use_sliding_window=True, sliding_window=40, max_window_layers=2),
         "qwen3": tf.Qwen3Config(**_SIZES, head_dim=24),
+        "mixtral": tf.MixtralConfig(**mixtral),
+        "mixtral-window": tf.MixtralConfig(**{**mixtral, "num_experts_per_tok": 1}, sliding_window=40),
+        "qwen3_moe": tf.Qwen3MoeConfig(**qwen3_moe, norm_topk_prob=True),
+        "qwen3_moe-some-dense": tf.Qwen3MoeConfig(
+            **qwen3_moe, mlp_only_layers=[3], decoder_sparse_step=2, use_sliding_window=True, sliding_window=40
+        ),
         "gemma2": tf.Gemma2Config(**_GEMMA, attn_logit_softcapping=3.0, final_logit_softcapping=2.0),
         "gemma3": tf.Gemma3TextConfig(**gemma3, rope_parameters=gemma3_rope),
     }
@@ -111,6 +119,7 @@ _GGUF_NAMES = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "mlp.gate": "ffn_gate_inp",
     "input_layernorm": "attn_norm",
     "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
@@ -134,7 +143,13 @@ def write_gguf(
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(1e6 if architecture == "gemma3" else 1e4)
+    num_experts = getattr(config, "num_local_experts", None) or 0
+    writer.add_rope_freq_base(1e6 if architecture == "gemma3" or (architecture == "llama" and num_experts) else 1e4)
+    if num_experts:
+        writer.add_expert_count(num_experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+    if architecture == "qwen3moe":
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     writer.add_vocab_size(config.vocab_size)
     if gemma:
         writer.add_sliding_window(config.sliding_window)
@@ -149,11 +164,11 @@ def write_gguf(
             values = _neighbours_paired(values, head_dim)
         if gemma and name.endswith("norm.weight"):
             values = values + 1.0
-        key = _gguf_name(name, gemma)
-        if values.ndim == 1 or values.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
-            writer.add_tensor(key, values)
-        else:
-            writer.add_tensor(key, gguf.quants.quantize(values, kind), raw_dtype=kind)
+        for key, part in _gguf_tensors(name, values, gemma):
+            if part.ndim == 1 or part.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
+                writer.add_tensor(key, part)
+            else:
+                writer.add_tensor(key, gguf.quants.quantize(part, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -163,6 +178,17 @@ def write_gguf(
 def _neighbours_paired(values: NDArray[np.float32], head_dim: int) -> NDArray[np.float32]:
     halves = values.reshape(-1, 2, head_dim // 2, *values.shape[1:])
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)
+
+
+def _gguf_tensors(name: str, values: NDArray[np.float32], gemma: bool) -> list[tuple[str, NDArray[np.float32]]]:
+    """The file's tensors for one of the model's: experts are stacked there too, gate and up apart."""
+    if ".experts." not in name:
+        return [(_gguf_name(name, gemma), values)]
+    at = f"blk.{name.split('.')[2]}.ffn_"
+    if name.endswith("down_proj"):
+        return [(f"{at}down_exps.weight", values)]
+    gate, up = (np.ascontiguousarray(half) for half in np.split(values, 2, axis=1))
+    return [(f"{at}gate_exps.weight", gate), (f"{at}up_exps.weight", up)]
 
 
 def _gguf_name(name: str, gemma: bool) -> str:

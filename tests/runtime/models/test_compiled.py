@@ -149,6 +149,17 @@ def test_a_model_that_does_not_divide_runs_on_torch_and_says_so(
         load_model(path, cpu_kernels=SETS[0])
 
 
+def test_a_model_with_experts_runs_on_torch_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "mixtral"
+    random_model(configs()["mixtral"]).save_pretrained(path)
+    byte_level().save(str(path / "tokenizer.json"))
+    with caplog.at_level(logging.WARNING):
+        assert isinstance(load_model(path, dtype="auto", cpu_kernels="auto").model, Decoder)
+    assert "layers of 5 experts" in caplog.text
+    with pytest.raises(InvalidOption, match="experts"):
+        load_model(path, cpu_kernels=SETS[0])
+
+
 # -- choosing ------------------------------------------------------------------------------------------------------
 
 

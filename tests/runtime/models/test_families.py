@@ -15,6 +15,7 @@ from palmette.runtime.models.decoder import Decoder
 from palmette.runtime.models.gguf import GGUFFile
 from palmette.runtime.models.gguf_model import GGUFSource, gguf_config
 from palmette.runtime.models.hf_model import open_directory
+from palmette.runtime.models.safetensors import open_checkpoint
 from palmette.runtime.models.weights import assemble
 from tests.runtime.models.checkpoints import VOCAB, configs, our_logits, random_model, reference_logits, write_gguf
 
@@ -63,6 +64,17 @@ def test_a_checkpoint_in_bfloat16_loads_into_float32(tmp_path: Path) -> None:
     torch.testing.assert_close(our_logits(from_directory(tmp_path), IDS), wanted, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe-some-dense"])
+def test_experts_that_a_checkpoint_holds_in_one_tensor_load_alike(name: str, tmp_path: Path) -> None:
+    """As transformers holds them; by default it writes each expert apart, as the published files have them."""
+    model, wanted = reference(name)
+    model.save_pretrained(tmp_path, save_original_format=False)
+    config, source = open_directory(tmp_path)
+    assert any("experts.gate_up_proj" in name for name in open_checkpoint(tmp_path))
+    ours = Decoder(config, assemble(config, source, dtype=torch.float32, device="cpu"))
+    torch.testing.assert_close(our_logits(ours, IDS), wanted, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_model_computes_in_half_precision(dtype: torch.dtype, tmp_path: Path) -> None:
     model, wanted = reference("qwen3")
@@ -78,6 +90,8 @@ GGUF_FAMILIES = {
     "mistral": "llama",
     "qwen2": "qwen2",
     "qwen3": "qwen3",
+    "mixtral": "llama",
+    "qwen3_moe": "qwen3moe",
     "gemma2": "gemma2",
 }
 

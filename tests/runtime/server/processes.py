@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -50,6 +51,26 @@ class Spawned:
     def client(self, **options: Any) -> httpx2.Client:
         return httpx2.Client(base_url=self.url, timeout=SECONDS, **options)
 
+    def connected(self, *, is_narrow: bool = False) -> socket.socket:
+        """A bare connection. It is the caller's to close.
+
+        Args:
+            is_narrow: no more than some 100 KB wait in it to be read. Else it is megabytes: on the loopback a segment
+                is 64 KB, and the sender's buffer is as large as many segments.
+        """
+        host, port = self.url.removeprefix("http://").split(":")
+        connection = socket.socket()
+        try:
+            if is_narrow:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
+            connection.settimeout(SECONDS)
+            connection.connect((host, int(port)))
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
     def is_ready(self) -> bool:
         try:
             return httpx2.get(f"{self.url}/health", timeout=5).status_code == 200
@@ -62,6 +83,12 @@ class Spawned:
         assert answer.status_code == 200, answer.text
         data: dict[str, Any] = answer.json()
         return data
+
+    def metric(self, name: str) -> dict[str, float]:
+        """What /metrics tells under a name, by its labels."""
+        text = httpx2.get(f"{self.url}/metrics", timeout=5).text
+        found = re.findall(rf"^palmette:{name}({{.*}})? (\S+)$", text, re.MULTILINE)
+        return {labels: float(value) for labels, value in found}
 
     def wait_idle(self) -> dict[str, Any]:
         """Until nothing runs or waits; every slot is free or cached then."""

@@ -11,22 +11,24 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from palmette.errors import PalmetteError
 from palmette.runtime.admission import Limits
+from palmette.runtime.config import Overlap
 from palmette.runtime.driver import EngineThread
 from palmette.runtime.engine import EngineCore, Runner
 from palmette.runtime.memory import KVMemory
+from palmette.runtime.overlap import Queued
 from palmette.runtime.request import as_request_error, refusal
 from palmette.runtime.scheduler import Scheduler
 from palmette.runtime.server import wire
 from palmette.runtime.server.engine_process import EngineServer
 from palmette.runtime.stats import Stats
-from palmette.runtime.step import Sampled, ScheduledStep, StepResults
+from palmette.runtime.step import ScheduledStep, StepResults
 from palmette.types import Deliver, Event, FinishReason, ProgramEvent, Request, TokenEvent
-from tests.runtime.fake_model import FakeModel, all_tokens
+from tests.runtime.fake_model import FakeModel
 from tests.runtime.server.sim_golden import drawn_behind
 from tests.runtime.server.sim_world import SECRET, SLACK, TOKENIZER, VOCAB, Violation
 
@@ -113,16 +115,37 @@ class _Killed(BaseException):
     """The process is gone at this point."""
 
 
+@dataclass(frozen=True, slots=True)
+class SimQueued:
+    """A step of an engine that plans ahead; see overlap.Queued."""
+
+    step: ScheduledStep
+    core: SimCore
+
+    def start(self) -> SimStarted:
+        return SimStarted(self.core.evaluate(self.step))
+
+
+@dataclass(frozen=True, slots=True)
+class SimStarted:
+    results: StepResults
+
+    def finish(self) -> StepResults:
+        return self.results
+
+
 class SimCore(EngineCore):
-    """The engine with a fake forward pass."""
+    """The engine with a fake forward pass. In every other world it plans a step while the one before it is computed."""
 
     def __init__(self, sim: Simulation) -> None:
         config = sim.world.config.runtime
+        overlap: Overlap = "on" if len(sim.world.visits) % 2 else "off"
+        config = replace(config, scheduler=replace(config.scheduler, overlap=overlap))
         cache = config.cache
         assert cache.kv_tokens is not None
-        self._sim, self._model = sim, FakeModel()
+        self._sim, self._model = sim, FakeModel(drawn_behind)
         super().__init__(
-            cast(Runner, None),  # what would compute: `_compute` does
+            cast(Runner, None),  # what would compute: `_compute` and `_queue` do
             Scheduler(KVMemory(cache.kv_tokens, cache.page_size), config.scheduler),
             Limits(len(VOCAB), 1 << 20, cache.kv_tokens, cache.page_size),
             config=config,
@@ -130,14 +153,20 @@ class SimCore(EngineCore):
         )
 
     def _compute(self, step: ScheduledStep) -> StepResults:
+        self._model.forward(step)
+        return self.evaluate(step)
+
+    def _queue(self, step: ScheduledStep) -> Queued:
+        self._model.forward(step)
+        return SimQueued(step, self)
+
+    def evaluate(self, step: ScheduledStep) -> StepResults:
         bad: list[int] = []
         if "bad rows" in self._sim.world.faults:
             bad = [row for row in range(len(step.parts)) if self._sim.rng.random() < 0.05]
         if self._sim.trace is not None:
             self._sim.note("  step", *(f"{part.job.request_id}[{part.start}:{part.end}]" for part in step.parts))
-        results = self._model.run(step, bad)
-        sampled = {row: Sampled(drawn_behind(all_tokens(step.parts[row].job))) for row in results.sampled}
-        return replace(results, sampled=sampled)
+        return self._model.evaluate(step, bad)
 
 
 class Driver:

@@ -439,10 +439,10 @@ def test_the_end_of_stdin_ends_the_worker_in_the_middle_of_a_compilation() -> No
 
 
 def test_its_own_alarm_ends_a_worker_that_nobody_kills() -> None:
-    worker = Spoken(alarm_seconds=0.5)
+    worker = Spoken(alarm_seconds=1.0)
     worker.say(message(try_pattern("a")))
     assert worker.hear() == Accepted()
-    time.sleep(0.7)
+    time.sleep(1.2)
     worker.say(message(try_pattern("b")))  # it rings for trials, not for waiting
     assert worker.hear() == Accepted()
     worker.say(message(try_spec(bomb())))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import http.client
+import json
 import os
 import signal
 import socket
@@ -43,6 +45,13 @@ def stream(client: httpx2.Client, after: int, act: Any) -> list[Any]:
     return events
 
 
+def posted(body: dict[str, Any]) -> bytes:
+    """A completion's request as it goes over a connection."""
+    data = json.dumps(body).encode()
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    return head + b"content-length: %d\r\n\r\n%s" % (len(data), data)
+
+
 def check_broken(events: list[Any]) -> None:
     """A stream that failed says so, once, at its end; it never says stop and is not done."""
     assert "error" in events[-1], events[-1]
@@ -72,16 +81,19 @@ def test_kill_9_of_the_engine_breaks_no_promise(server: Spawned, full: bool) -> 
 
 
 def test_a_request_in_flight_at_two_crashes_is_refused(server: Spawned) -> None:
+    """It is in flight once a stream that was asked for behind it has begun, and again as soon as there is an engine."""
     server.wait_ready()
-    with server.client() as client, concurrent.futures.ThreadPoolExecutor(1) as pool:
-        future = pool.submit(client.post, "/v1/completions", json=LONG)
-        for _ in range(2):
-            wait_for(lambda: server.is_ready() and server.stats()["running"], "a running request")
-            server.child("engine_process").kill()
-            time.sleep(0.3)
-        answer = future.result()
-        assert answer.status_code == 422
-        assert "twice" in answer.json()["error"]["message"]
+    restarts = server.stats()["engine_restarts"]
+    with server.client() as client, server.connected() as connection:
+        connection.sendall(posted(LONG))
+        events = stream(client, 3, server.child("engine_process").kill)
+        check_broken(events)
+        wait_for(lambda: server.stats()["engine_restarts"] > restarts and server.is_ready(), "the next engine")
+        server.child("engine_process").kill()
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        assert answer.status == 422
+        assert "twice" in json.loads(answer.read())["error"]["message"]
     server.wait_ready()
     server.wait_idle()
 
@@ -106,41 +118,37 @@ def test_kill_9_of_the_front_brings_another_on_the_same_port(server: Spawned) ->
 def test_clients_that_disconnect_free_their_tokens(server: Spawned) -> None:
     """Streaming or not, before the first token or behind it."""
     server.wait_ready()
-    host, port = server.url.removeprefix("http://").split(":")
-    body = b'{"prompt": "never read", "max_tokens": 1500, "ignore_eos": true, "stream": %s}'
+    before = server.stats()["prompt_tokens"]
     for number in range(60):
-        data = body % (b"true" if number % 2 else b"false")
-        with socket.create_connection((host, int(port))) as connection:
-            connection.sendall(
-                b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-                b"content-length: %d\r\n\r\n%s" % (len(data), data)
-            )
+        with server.connected() as connection:
+            connection.sendall(posted({**LONG, "prompt": "never read", "stream": bool(number % 2)}))
             if number % 3:
                 time.sleep(0.01 * (number % 3))
+    wait_for(lambda: server.stats()["prompt_tokens"] > before, "numbers with these requests in them")
     server.wait_idle()
 
 
 def test_a_reader_that_does_not_read_is_hung_up_on() -> None:
-    with spawned("--model", "tiny", "-o", "write_timeout=1", "-o", "max_unread=2000") as server:
-        host, port = server.url.removeprefix("http://").split(":")
-        connection = socket.socket()
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
-        connection.connect((host, int(port)))
-        data = b'{"prompt": "slow", "max_tokens": 1900, "ignore_eos": true, "stream": true, "logprobs": 5}'
-        for _ in range(1):
-            connection.sendall(
-                b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-                b"content-length: %d\r\n\r\n%s" % (len(data), data)
-            )
-        wait_for(lambda: server.stats()["running"], "a running request")
-        server.wait_idle()
+    """What waits for it is bounded, its work ends, and its stream is cut off: no answer has an end like this one's."""
+    asked: dict[str, Any] = {"prompt": "slow", "max_tokens": 1900, "ignore_eos": True, "stream": True, "logprobs": 5}
+    limits = ("-o", "write_timeout=2", "-o", "max_unread=100000")  # of some 700,000 that all of it counts as
+    with spawned("--model", "tiny", *limits) as server, server.connected(is_narrow=True) as connection:
+        connection.sendall(posted(asked))
         front = server.child("front_process")
 
         def is_gone() -> bool:
             return not [c for c in front.net_connections() if c.status == psutil.CONN_ESTABLISHED and c.raddr]
 
+        wait_for(lambda: server.metric("request_failure_total"), "a request that failed")  # so it was let in
         wait_for(is_gone, "a connection that was dropped")
-        connection.close()
+        wait_for(lambda: server.stats()["sampled_tokens"], "the engine's numbers")
+        assert server.wait_idle()["sampled_tokens"] < asked["max_tokens"]
+        assert sum(server.metric("request_failure_total").values()) == 1
+        assert not server.metric("request_success_total")
+        told = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+        assert told.startswith(b"HTTP/1.1 200")
+        assert b"data: [DONE]" not in told
+        assert not told.endswith(b"0\r\n\r\n")
 
 
 def test_an_engine_that_hangs_is_reported_and_replaced() -> None:

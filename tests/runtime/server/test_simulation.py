@@ -42,9 +42,10 @@ SEEN = {
 }
 
 
-def test_no_history_breaks_a_promise() -> None:
-    happened = run_seeds(range(10_000))
-    missing = {what: happened[what] for what, least in SEEN.items() if happened[what] < 5 * least}
+@pytest.mark.parametrize("first", range(0, 10_000, 2000))
+def test_no_history_breaks_a_promise(first: int) -> None:
+    happened = run_seeds(range(first, first + 2000))
+    missing = {what: happened[what] for what, least in SEEN.items() if happened[what] < least}
     assert not missing, "the histories have become too quiet"
 
 
