@@ -82,7 +82,10 @@ def _gpu() -> Finding:
 
     if not torch.cuda.is_available():
         return Finding("GPU", "none that torch can use")
-    return Finding("GPU", f'{torch.cuda.get_device_name()}: Runtime(device="cuda") computes with torch there')
+    name = torch.cuda.get_device_name()
+    if util.find_spec("triton") is None:
+        return Finding("GPU", f"{name}, by torch, many times slower than Triton's kernels", "install triton")
+    return Finding("GPU", f'{name}, by Triton\'s kernels; device="cpu" leaves it alone')
 
 
 def _embedded_model() -> Finding:

@@ -15,15 +15,19 @@ from palmette.runtime.config import CacheConfig, ModelOptions, RuntimeConfig, Sc
     [
         (ModelOptions, "model_path", ""),
         (ModelOptions, "dtype", "float8"),
+        (ModelOptions, "device", ""),
+        (ModelOptions, "gpu_kernels", "cuda"),
         (ModelOptions, "context_len", 1),
         (CacheConfig, "page_size", 0),
         (CacheConfig, "page_size", True),
         (CacheConfig, "kv_tokens", 1),
+        (CacheConfig, "kv_dtype", "float16"),
         (CacheConfig, "enabled", "yes"),
         (SchedulerConfig, "max_running", 0),
         (SchedulerConfig, "chunk_size", -1),
         (SchedulerConfig, "chunk_size", 2.5),
         (SchedulerConfig, "policy", "fastest"),
+        (SchedulerConfig, "overlap", True),
         (SchedulerConfig, "window", 0),
         (SchedulerConfig, "seed", -1),
     ],
@@ -44,6 +48,15 @@ def test_what_is_left_open_is_settled_by_the_model() -> None:
     assert settled.model.context_len == 512
     assert settled.cache.kv_tokens == 992
     assert resolve(RuntimeConfig(), model_context_len=1 << 15).cache.kv_tokens == 1 << 15
+
+
+def test_a_pool_on_a_device_takes_what_fits() -> None:
+    def fits(*, context_len: int) -> int:
+        return 10 * context_len
+
+    assert resolve(RuntimeConfig(), model_context_len=512, tokens_that_fit=fits).cache.kv_tokens == 5120
+    asked = RuntimeConfig(cache=CacheConfig(kv_tokens=600))
+    assert resolve(asked, model_context_len=512, tokens_that_fit=fits).cache.kv_tokens == 600
 
 
 def test_a_context_beyond_the_models_is_refused() -> None:

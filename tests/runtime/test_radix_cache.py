@@ -169,6 +169,64 @@ def test_tokens_in_flight_are_counted_until_the_step_is_applied() -> None:
     tree.check_integrity()
 
 
+def test_each_step_marks_what_it_computed_and_nothing_else() -> None:
+    tree = RadixCache()
+    first = tree.try_insert_child(tree.root(), ids(1, 2, 3), [0, 1, 2], NodeState.IN_FLIGHT)
+    assert first is not None
+    tree.begin_step()
+    second = tree.try_insert_child(first, ids(4, 5, 6), [3, 4, 5], NodeState.IN_FLIGHT)
+    assert second is not None
+    tree.begin_step()
+    assert tree.match_prefix(tree.root(), ids(1, 2, 3, 4, 9), 5).num_in_flight == 4  # cuts the second step's
+    tree.check_integrity()
+    tree.mark_computed()
+    assert first.state is NodeState.COMPUTED
+    assert tree.match_prefix(tree.root(), ids(1, 2, 3, 4, 5, 6), 6).num_in_flight == 3
+    assert [top.depth for top in tree.in_flight_tops()] == [4]
+    tree.check_integrity()
+    tree.mark_computed()
+    assert {node.state for node in tree.nodes()} == {NodeState.COMPUTED}
+    tree.check_integrity()
+
+
+def test_what_stands_behind_tokens_in_flight_is_there_when_they_are() -> None:
+    """Though it was computed before them, in slots of its own."""
+    tree = RadixCache()
+    tree.begin_step()
+    theirs = tree.try_insert_child(tree.root(), ids(1, 2), [0, 1], NodeState.IN_FLIGHT)
+    assert theirs is not None
+    tree.begin_step()
+    ours, existing = tree.insert(tree.root(), ids(1, 2, 3), [10, 11, 12], NodeState.PROVEN)
+    assert (ours.state, existing) == (NodeState.IN_FLIGHT, 2)
+    tree.mark_computed()
+    assert ours.state is NodeState.IN_FLIGHT
+    tree.mark_computed()
+    assert ours.state is theirs.state is NodeState.COMPUTED
+    tree.check_integrity()
+
+
+def test_tokens_in_flight_that_nobody_waits_for_can_be_evicted() -> None:
+    tree = RadixCache()
+    tree.try_insert_child(tree.root(), ids(1, 2), [0, 1], NodeState.IN_FLIGHT)
+    tree.begin_step()
+    assert sorted(tree.evict(2)) == [0, 1]
+    assert tree.in_flight_tops() == []
+    tree.mark_computed()
+    tree.check_integrity()
+
+
+def test_a_node_that_another_took_in_is_found() -> None:
+    tree = RadixCache()
+    upper = put(tree, ids(1, 2), 0)
+    lower = put(tree, ids(1, 2, 3), 10)
+    tree.join_up(lower)
+    assert upper.depth == -1
+    assert tree.find(upper) is lower
+    assert tree.find(lower) is lower
+    tree.evict(3)
+    assert tree.find(upper) is None
+
+
 def test_what_was_not_proven_goes_with_all_that_was_built_on_it() -> None:
     tree = RadixCache()
     base = put(tree, ids(1, 2), 0)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from palmette.runtime.config import ModelOptions
-from palmette.runtime.models.decoder import Decoder
 from palmette.runtime.models.load import choose_step_kernels, find_device, load_model
 from palmette.runtime.models.loaded import LoadedModel
 from palmette.runtime.models.tiny import tiny_model
@@ -18,11 +15,8 @@ def open_model(options: ModelOptions) -> LoadedModel:
         InvalidOption: a dtype or instruction set that does not go here.
     """
     if options.model_path == "tiny":
-        loaded, device = tiny_model(), find_device(options.device)
-        kernels = choose_step_kernels(options.gpu_kernels, device, loaded.name)
-        if not kernels.walks_pages:
-            return loaded
-        return replace(loaded, model=Decoder(loaded.config, loaded.decoder.weights, kernels))
+        device = find_device(options.device)
+        return tiny_model(device=device, kernels=choose_step_kernels(options.gpu_kernels, device, "tiny"))
     return load_model(
         options.model_path,
         dtype=options.dtype,

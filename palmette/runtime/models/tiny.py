@@ -16,6 +16,7 @@ from torch import Tensor
 from palmette.errors import InvalidOption, UnsupportedArchitecture
 from palmette.kernels.cpu.library import choose_instruction_set, library
 from palmette.kernels.rope import RopeSpec
+from palmette.kernels.step_kernels import StepKernels
 from palmette.runtime.byte_tokenizer import ByteTokenizer
 from palmette.runtime.models.compiled import Precision, compile_weights, why_not_compiled
 from palmette.runtime.models.config import ALL_FAMILIES, ExpertConfig, LayerConfig, ModelConfig
@@ -78,6 +79,8 @@ def tiny_model(
     context_len: int = 2048,
     cpu_kernels: str = "torch",
     dtype: Precision = "float32",
+    device: torch.device | str = "cpu",
+    kernels: StepKernels | None = None,
 ) -> LoadedModel:
     """A random model of `family` with a byte tokenizer.
 
@@ -88,6 +91,8 @@ def tiny_model(
         context_len: in tokens.
         cpu_kernels: "torch"; or the compiled core: one of its instruction sets, or "auto", its best one.
         dtype: of the compiled core's weights: "float32", or "int8" for 8-bit blocks.
+        device: where torch's tensors are.
+        kernels: who computes on them; torch when None.
 
     Raises:
         NotBuilt: the compiled core is wanted and not there.
@@ -102,8 +107,8 @@ def tiny_model(
             raise InvalidOption("cpu_kernels", cpu_kernels, f"torch, as the compiled core cannot be used: {reason}")
         compiled = compile_weights(config, source, library=library(), instruction_set=instruction_set, precision=dtype)
         return LoadedModel(config, compiled, tokenizer, compiled.digest, name)
-    weights = assemble(config, source, dtype=torch.float32, device="cpu")
-    return LoadedModel(config, Decoder(config, weights), tokenizer, model_digest(config, weights), name)
+    weights = assemble(config, source, dtype=torch.float32, device=device)
+    return LoadedModel(config, Decoder(config, weights, kernels), tokenizer, model_digest(config, weights), name)
 
 
 class RandomSource:

@@ -44,6 +44,10 @@ class Group(Protocol):
         """The sum of every rank's x, of its shape and dtype; x may be overwritten. On a GPU only queued."""
         ...
 
+    def gather(self, x: Tensor) -> list[Tensor]:
+        """Every rank's x, by rank."""
+        ...
+
     def broadcast(self, x: Tensor) -> Tensor:
         """Rank 0's x, on every rank; theirs says only shape and dtype and may be overwritten."""
         ...
@@ -79,11 +83,14 @@ class Gloo:
         self._gather.timeout = self._broadcast.timeout = datetime.timedelta(seconds=timeout)
 
     def all_reduce(self, x: Tensor) -> Tensor:
+        return _sum(self.gather(x))
+
+    def gather(self, x: Tensor) -> list[Tensor]:
         x = x.contiguous()
         parts = [torch.empty_like(x) for _ in range(self.size)]
         with _with_others():
             _joined(self._ranks).allgather([parts], [x], self._gather).wait()
-        return _sum(parts)
+        return parts
 
     def broadcast(self, x: Tensor) -> Tensor:
         x = x.contiguous()
@@ -108,7 +115,8 @@ class Nccl:
         store.set_timeout(datetime.timedelta(seconds=MEETING_SECONDS))
         torch.cuda.set_device(device)
         self._ranks: Any = _dist.ProcessGroupNCCL(store, rank, size, options)
-        self._sum, self._broadcast = _options.AllreduceOptions(), _options.BroadcastOptions()  # whose root is 0
+        self._sum, self._gather = _options.AllreduceOptions(), _options.AllgatherOptions()
+        self._broadcast = _options.BroadcastOptions()  # whose root is 0
         self.all_reduce(torch.zeros(1, device=device))
         torch.cuda.synchronize(device)
 
@@ -117,6 +125,13 @@ class Nccl:
         with _with_others():
             _joined(self._ranks).allreduce([x], self._sum).wait()  # the stream waits, the host does not
         return x
+
+    def gather(self, x: Tensor) -> list[Tensor]:
+        x = x.contiguous()
+        parts = list(torch.empty((self.size, *x.shape), dtype=x.dtype, device=x.device).unbind(0))
+        with _with_others():
+            _joined(self._ranks).allgather([parts], [x], self._gather).wait()
+        return parts
 
     def broadcast(self, x: Tensor) -> Tensor:
         x = x.contiguous()
@@ -163,7 +178,10 @@ class InOneMember:
         self._ranks = ranks
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        return _sum(self._ranks.exchange(self.rank, x))
+        return _sum(self.gather(x))
+
+    def gather(self, x: Tensor) -> list[Tensor]:
+        return self._ranks.exchange(self.rank, x)
 
     def broadcast(self, x: Tensor) -> Tensor:
         return self._ranks.exchange(self.rank, x)[0]

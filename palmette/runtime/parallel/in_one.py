@@ -21,7 +21,6 @@ from palmette.runtime.parallel.group import InOne, LostRanks
 from palmette.runtime.parallel.open_shard import open_shard, open_whole
 from palmette.runtime.parallel.orders import AnyModel
 from palmette.runtime.parallel.rank_runner import RankRunner, make_rank_runner
-from palmette.runtime.parallel.runner import without_logits
 from palmette.runtime.scheduled import ScheduledBatch
 
 T = TypeVar("T")
@@ -64,8 +63,7 @@ class InOneRunner:
 
     def forward(self, batch: ScheduledBatch, masks: Sequence[NDArray[np.uint32] | None] | None = None) -> Tensor:
         """As ModelRunner.forward."""
-        others = without_logits(batch)
-        return self._together(lambda rank, runner: runner.forward(others) if rank else runner.forward(batch, masks))
+        return self._together(lambda rank, runner: runner.forward(batch, None if rank else masks))
 
     def embed(self, token_ids: tuple[int, ...], slots: tuple[int, ...], row: int) -> Tensor:
         """As ModelRunner.embed."""

@@ -11,9 +11,9 @@ A block reads the residual stream, computes inside, and adds to the stream. Two 
     stream  ->                                                    -> sum over ranks -> stream
                    gate up (a rank's rows)   ->  act * ->   down
 
-What no rule cuts is whole on every rank: embedding, norms, a router. The head is whole too, on rank 0, the only one
-that draws tokens. Cutting it by output features would save rank 0 a part of that read, for a gather of all logits in
-float32 and a second layout of tied embeddings.
+What no rule cuts is whole on every rank: embedding, norms, a router. The head leads out of the stream: its rows are
+divided too, those of a tied one as a view of the embedding, and every step's logits are gathered. Reading a head of
+128k tokens takes longer than gathering the logits of some hundred rows, and a vocabulary need not divide.
 
 The rules are those of Redco (Tan et al. 2023, arXiv 2310.16355, section 3). Experts are MLPs; every rank has a part of
 each. Knows names and shapes; reads no tensor.
@@ -136,8 +136,14 @@ def check_size(config: ModelConfig, size: int) -> None:
     )
 
 
-def local_config(config: ModelConfig, size: int, rank: int) -> ModelConfig:
-    """What one rank's decoder looks like. Only rank 0 reads a head: the others compute no logits."""
+def head_part(vocab_size: int, *, size: int, rank: int) -> slice:
+    """A rank's tokens. All have as many, but that the last ones may have fewer."""
+    rows = -(-vocab_size // size)
+    return slice(min(rank * rows, vocab_size), min((rank + 1) * rows, vocab_size))
+
+
+def local_config(config: ModelConfig, size: int) -> ModelConfig:
+    """What a rank's decoder looks like, its head aside."""
     experts = config.experts
     return replace(
         config,
@@ -145,5 +151,4 @@ def local_config(config: ModelConfig, size: int, rank: int) -> ModelConfig:
         num_kv_heads=config.num_kv_heads // size,
         intermediate_size=config.intermediate_size // size,
         experts=experts and replace(experts, intermediate_size=experts.intermediate_size // size),
-        tie_embeddings=config.tie_embeddings or rank > 0,
     )

@@ -9,7 +9,6 @@ Knows runners and the team. Does not know what a step computes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -89,7 +88,7 @@ class ParallelRunner:
         Raises:
             EngineDied: a rank failed.
         """
-        return self._together(Forward(without_logits(batch)), lambda: self._runner.forward(batch, masks))
+        return self._together(Forward(batch), lambda: self._runner.forward(batch, masks))
 
     def embed(self, token_ids: tuple[int, ...], slots: tuple[int, ...], row: int) -> Tensor:
         """As ModelRunner.embed.
@@ -143,8 +142,3 @@ class ParallelRunner:
         except BaseException:
             self._team.close()
             raise
-
-
-def without_logits(batch: ScheduledBatch) -> ScheduledBatch:
-    """The step as ranks compute it that draw no token."""
-    return ScheduledBatch(tuple(replace(row, logits_from=None) for row in batch.rows))

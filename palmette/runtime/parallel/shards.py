@@ -12,16 +12,18 @@ from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from palmette.kernels.linear import linear
+from palmette.kernels.soft_cap import soft_cap_
 from palmette.kernels.step_kernels import Activation, StepKernels
 from palmette.runtime.models.config import ModelConfig
 from palmette.runtime.models.decoder import Decoder
 from palmette.runtime.models.layers import DecoderWeights, DenseMlp, LayerWeights, Linear, Mlp, Projection
 from palmette.runtime.models.weights import StoredBlocks, WeightSource, assemble
 from palmette.runtime.parallel.group import Group
-from palmette.runtime.parallel.plan import Plan, local_config, make_plan
+from palmette.runtime.parallel.plan import Plan, head_part, local_config, make_plan
 
 
 @runtime_checkable
@@ -100,6 +102,32 @@ class ReducedMlp:
         return self.inner.tensors()
 
 
+class ShardDecoder(Decoder):
+    """A rank's part of a decoder. Its step and its logits are collective calls: all ranks run theirs on one batch."""
+
+    def __init__(
+        self, config: ModelConfig, weights: DecoderWeights, group: Group, kernels: StepKernels | None = None
+    ) -> None:
+        """
+        Args:
+            weights: whose head has this rank's rows alone.
+        """
+        super().__init__(config, weights, kernels)
+        self._group = group
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """As Decoder.logits, of all tokens."""
+        vocab_size, soft_cap = self.config.vocab_size, self.config.logit_soft_cap
+        if hidden.shape[0] == 0:
+            return torch.empty((0, vocab_size), dtype=torch.float32, device=hidden.device)
+        mine = linear(hidden, self.weights.head)
+        rows = head_part(vocab_size, size=self._group.size, rank=0).stop
+        if mine.shape[1] < rows:
+            mine = F.pad(mine, (0, rows - mine.shape[1]))
+        logits = torch.cat(self._group.gather(mine), 1)[:, :vocab_size].float().contiguous()
+        return logits if soft_cap is None else soft_cap_(logits, soft_cap)
+
+
 def partial_product(x: Tensor, weight: Tensor) -> Tensor:
     """x W^T in float32: the matrix units add in float32 anyway, and what they add is not rounded."""
     if x.dtype == torch.float32:
@@ -118,7 +146,7 @@ def load_shard(
     device: torch.device | str,
     kernels: StepKernels | None = None,
 ) -> Decoder:
-    """This rank's decoder. Its step is a collective one: all ranks run theirs on the same batch.
+    """This rank's decoder.
 
     Args:
         kernels: who computes; torch when None.
@@ -128,11 +156,12 @@ def load_shard(
         CorruptModel: from the source.
     """
     plan = make_plan(config, group.size)
-    mine = local_config(config, group.size, group.rank)
+    mine = local_config(config, group.size)
     weights = assemble(mine, ShardedSource(source, plan, group.rank), dtype=dtype, device=device)
-    if group.rank > 0:
-        weights = replace(weights, head=weights.embedding[:0])  # its logits, if asked for, have no columns
-    return Decoder(mine, reduced(weights, group), kernels)
+    head = weights.head[head_part(config.vocab_size, size=group.size, rank=group.rank)]
+    if not config.tie_embeddings:
+        head = head.clone()  # and the rest of it is freed
+    return ShardDecoder(mine, replace(reduced(weights, group), head=head), group, kernels)
 
 
 def reduced(weights: DecoderWeights, group: Group) -> DecoderWeights:

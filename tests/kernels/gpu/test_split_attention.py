@@ -53,28 +53,28 @@ def check(case: PagedCase, *, soft_cap: float | None = None, config: SplitConfig
 def test_it_is_the_definition_for_all_heads(
     num_heads: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype
 ) -> None:
-    rows = [Row(prefix=19), Row(prefix=0), Row(prefix=13, new=2)]
+    rows = [Row(prefix=19), Row(prefix=0, new=2)]
     check(
         make_case(rows, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, dtype=dtype),
         config=None,
     )
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(6))
 def test_it_is_the_definition_for_random_steps(seed: int) -> None:
     """Ragged rows with holes and shared prefixes; windows, caps, tries and tiles of several sizes by the seed."""
     rng = np.random.default_rng(seed)
     case = make_case(
-        random_rows(rng, 6, most_keys=60, most_new=5, tries=seed % 2 == 1),
+        random_rows(rng, 6, most_keys=50, most_new=5, tries=seed % 2 == 1),
         num_heads=6,
         num_kv_heads=2,
         window=(None, 9, 30)[seed % 3],
         cut=(16, 32)[seed // 2 % 2],
-        block_ms=((16,), (16, 32))[seed // 4],
+        block_ms=((16,), (16, 32))[seed // 3],
         padding=seed % 3,
         seed=seed,
     )
-    check(case, soft_cap=2.0 if seed >= 4 else None)
+    check(case, soft_cap=2.0 if seed >= 3 else None)
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 9])
@@ -92,7 +92,7 @@ def test_short_extends_see_what_came_before() -> None:
     check(make_case([Row(21, new=16), Row(0, new=16), Row(15, new=1)], num_heads=4, num_kv_heads=1, block_ms=(16, 64)))
 
 
-@pytest.mark.parametrize("prefix", [0, 15, 16, 37])
+@pytest.mark.parametrize("prefix", [0, 15, 37])
 def test_nodes_of_a_trie_see_the_prefix_and_their_ancestors(prefix: int) -> None:
     """More nodes than bits of a word, behind prefixes that leave them anywhere in a tile."""
     rng = np.random.default_rng(prefix)
@@ -145,14 +145,15 @@ def test_a_rows_bits_do_not_depend_on_its_company() -> None:
     row = Row(37)
     for window, parents in ((None, None), (30, (-1, 0, -1))):
         wanted = attend(make_case([row], num_heads=4, window=window))[0]
-        for rows in (
-            [row, Row(11, new=2), Row(37)],
-            [row, Row(37, like=0, shared=37), Row(44, like=0, shared=32)],
-            [row, Row(33, like=0, shared=32, new=3, parents=parents)],
+        for i, rows in enumerate(
+            (
+                [row, Row(11, new=2), Row(37)],
+                [row, Row(37, like=0, shared=37), Row(44, like=0, shared=32)],
+                [row, Row(33, like=0, shared=32, new=3, parents=parents)],
+            )
         ):
-            for spare, programs in ((1, 1), (40, 9)):
-                case = make_case(rows, num_heads=4, window=window, spare=spare, padding=spare // 20)
-                assert torch.equal(attend(case, config=replace(TILE, programs=programs))[0], wanted)
+            case = make_case(rows, num_heads=4, window=window, spare=1 + 20 * i, padding=i)
+            assert torch.equal(attend(case, config=replace(TILE, programs=1 + 4 * i))[0], wanted)
 
 
 def test_a_cut_that_begins_within_a_tile_keeps_to_its_keys() -> None:

@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from palmette.errors import CorruptModel, InvalidOption, ModelNotFound, UnsupportedArchitecture
-from palmette.runtime.models.load import load_model
+from palmette.runtime.models.decoder import Decoder
+from palmette.runtime.models.load import find_device, load_model
+from palmette.runtime.models.quantized import Kind, quantize_weights
 from palmette.runtime.models.tiny import tiny_model
 from tests.runtime.models.checkpoints import configs, our_logits, random_model, reference_logits
 from tests.runtime.models.vocabularies import byte_level
@@ -197,3 +199,35 @@ def test_a_tiny_model_takes_extra_tokens() -> None:
     loaded = tiny_model(0, extra_tokens=[b"ab", b"abc"])
     assert loaded.config.vocab_size == loaded.tokenizer.vocab_size == 262
     assert our_logits(loaded.decoder, (260, 261, 0)).shape == (3, 262)
+
+
+def test_a_device_that_is_not_there_is_refused(checkpoint: Path) -> None:
+    for device in ("cuda:77", "toaster"):
+        with pytest.raises(InvalidOption, match="device"):
+            load_model(checkpoint, device=device)
+    assert load_model(checkpoint, device="auto").decoder.device == find_device("auto")
+
+
+def test_tritons_kernels_are_asked_for_by_name(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not load_model(checkpoint, device="cpu").decoder.kernels.walks_pages
+    assert load_model(checkpoint, device="cpu", gpu_kernels="triton").decoder.kernels.walks_pages
+    with pytest.raises(InvalidOption, match="gpu_kernels"):
+        load_model(checkpoint, gpu_kernels="cuda")
+    for name in [name for name in sys.modules if name.startswith(("triton", "palmette.kernels.gpu"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(InvalidOption, match="triton cannot be imported"):
+        load_model(checkpoint, gpu_kernels="triton")
+
+
+def test_8_bit_weights_load_for_tritons_kernels(checkpoint: Path) -> None:
+    exact = our_logits(load_model(checkpoint).decoder, IDS)
+    cases: tuple[tuple[Kind, float], ...] = (("int8", 0.1), ("fp8", 0.4))
+    for dtype, most in cases:
+        loaded = load_model(checkpoint, device="cpu", dtype=dtype, gpu_kernels="triton")
+        assert loaded.digest.endswith(dtype)
+        torch_decoder = Decoder(loaded.config, quantize_weights(load_model(checkpoint).decoder.weights, dtype))
+        got = our_logits(torch_decoder, IDS)
+        assert 0 < (got - exact).norm() / exact.norm() < most
+        kinds = {tensor.dtype for layer in loaded.decoder.weights.layers for tensor in layer.qkv.tensors()}
+        assert (torch.int8 if dtype == "int8" else torch.float8_e4m3fn) in kinds

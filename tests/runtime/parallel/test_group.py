@@ -79,6 +79,14 @@ def test_what_is_not_contiguous_or_empty_is_summed_too(kind: str, tmp_path: Path
         group.close()
 
 
+def test_parts_are_gathered_by_rank(kind: str, tmp_path: Path) -> None:
+    groups = make(kind, tmp_path, 3)
+    for parts in on_all(groups, lambda group: group.gather(torch.full((2, 3), group.rank, dtype=torch.bfloat16).T)):
+        assert [part.tolist() for part in parts] == [[[float(rank)] * 2] * 3 for rank in range(3)]
+    for group in groups:
+        group.close()
+
+
 def test_what_rank_0_says_reaches_all(kind: str, tmp_path: Path) -> None:
     groups = make(kind, tmp_path, 3)
     found = on_all(groups, lambda group: group.broadcast(torch.tensor([7, 8 + group.rank], dtype=torch.int32)))

@@ -13,7 +13,7 @@ from palmette.errors import InvalidOption
 from palmette.runtime.models.config import ExpertConfig, ModelConfig
 from palmette.runtime.models.tiny import RandomSource, tiny_config
 from palmette.runtime.models.weights import StoredBlocks, assemble
-from palmette.runtime.parallel.plan import Side, dense_layers, local_config, make_plan
+from palmette.runtime.parallel.plan import Side, dense_layers, head_part, local_config, make_plan
 from palmette.runtime.parallel.shards import ShardedSource
 from tests.runtime.parallel.split_models import shapes
 
@@ -53,7 +53,7 @@ class Keeper(RandomSource):
 def required(config: ModelConfig, *, size: int, rank: int) -> dict[str, tuple[int, ...]]:
     recorder = Recorder()
     source = ShardedSource(recorder, make_plan(config, size), rank)
-    assemble(local_config(config, size, rank), source, dtype=torch.float32, device="cpu")
+    assemble(local_config(config, size), source, dtype=torch.float32, device="cpu")
     return recorder.required
 
 
@@ -62,11 +62,8 @@ def test_every_rank_asks_the_file_for_the_tensors_of_the_whole_model(shape: str,
     config = shapes()[shape]
     recorder = Recorder()
     assemble(config, recorder, dtype=torch.float32, device="cpu")
-    assert required(config, size=size, rank=0) == recorder.required
-    others = dict(recorder.required)
-    others.pop("head", None)  # which they have no use for
-    for rank in range(1, size):
-        assert required(config, size=size, rank=rank) == others
+    for rank in range(size):
+        assert required(config, size=size, rank=rank) == recorder.required
 
 
 @pytest.mark.parametrize(("shape", "size"), CASES)
@@ -114,9 +111,9 @@ def test_what_leads_into_a_block_is_cut_by_outputs_and_what_leads_back_by_inputs
         assert (bias is not None) == (dense.bias and into)
 
 
-def test_norms_embedding_head_and_biases_of_sums_are_whole() -> None:
+def test_norms_embedding_and_biases_of_sums_are_whole() -> None:
     plan = make_plan(shapes()["biases"], 2)
-    whole = ("embedding", "head", "final_norm", "layers.0.attention_norm", "layers.0.q_norm", "layers.0.out.bias")
+    whole = ("embedding", "final_norm", "layers.0.attention_norm", "layers.0.q_norm", "layers.0.out.bias")
     assert all(plan.cut(name) is None for name in (*whole, "layers.0.down.bias", "layers.1.post_mlp_norm"))
 
 
@@ -136,7 +133,7 @@ def test_a_ranks_query_heads_find_their_own_kv_heads(shape: str) -> None:
             assert {h // group for h in heads} == set(
                 range(keys.start // config.head_dim, keys.stop // config.head_dim)
             )
-        local = local_config(config, size, 0)
+        local = local_config(config, size)
         assert local.num_heads // local.num_kv_heads == group
         assert local.score_scale == config.score_scale
 
@@ -168,6 +165,15 @@ def test_a_router_is_whole_and_dense_sizes_do_not_matter_where_all_layers_are_sp
     assert down is not None
     assert plan.cut("layers.1.experts.12.down") == down
     assert plan.cut("layers.1.down") is None
+
+
+@pytest.mark.parametrize("vocab_size", [1, 2, 7, 8, 9, 260, 50257])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 8])
+def test_each_token_has_one_rank_that_computes_its_logit(vocab_size: int, size: int) -> None:
+    parts = [head_part(vocab_size, size=size, rank=rank) for rank in range(size)]
+    tokens = [token for part in parts for token in range(vocab_size)[part]]
+    assert tokens == list(range(vocab_size))
+    assert all(part.stop - part.start <= parts[0].stop for part in parts)
 
 
 def test_a_refusal_says_what_would_do() -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from palmette.kernels.step_kernels import Activation, StepKernels, TorchKernels
+from palmette.runtime.models.decoder import Decoder
 from palmette.runtime.models.layers import DenseMlp, LayerWeights, Linear
 from palmette.runtime.models.tiny import RandomSource
+from palmette.runtime.models.weights import assemble
 from palmette.runtime.parallel.group import InOne
 from palmette.runtime.parallel.plan import make_plan
 from palmette.runtime.parallel.shards import (
@@ -53,7 +56,7 @@ def test_a_source_that_can_is_asked_for_parts_alone() -> None:
     for member in InOne(2).members:
         source.num_read = 0
         by_parts = load_shard(config, source, member, dtype=torch.float32, device="cpu")
-        assert source.num_read == by_parts.weights.num_parameters
+        assert source.num_read == by_parts.weights.num_parameters + config.vocab_size // 2 * config.hidden_size
         by_wholes = load_shard(config, RandomSource(1), member, dtype=torch.float32, device="cpu")
         pairs = zip(by_parts.weights.tensors(), by_wholes.weights.tensors(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
@@ -93,16 +96,31 @@ def test_partial_products_are_not_rounded_to_the_models_dtype() -> None:
     assert product.item() == 1.0 + 2.0**-9
 
 
-def test_ranks_above_0_hold_no_head() -> None:
-    config = shapes()["llama"]
-    first, second = (
-        load_shard(config, RandomSource(1), member, dtype=torch.float32, device="cpu") for member in InOne(2).members
-    )
-    assert first.weights.head.shape == (config.vocab_size, config.hidden_size)
-    assert second.weights.head.numel() == 0
-    assert second.logits(torch.zeros(3, config.hidden_size)).shape == (3, 0)
-    cut = sum(p.numel() for n, p in _matrices(whole_decoder("llama").weights.layers[0]).items())
-    assert sum(p.numel() for p in _matrices(first.weights.layers[0]).values()) == cut // 2
+@pytest.mark.parametrize(("shape", "vocab_size"), [("llama", 260), ("llama", 261), ("gemma2", 262), ("gemma2", 263)])
+def test_a_heads_rows_are_divided_and_its_logits_gathered(shape: str, vocab_size: int) -> None:
+    config = replace(shapes()[shape], vocab_size=vocab_size, num_kv_heads=4)
+    whole = Decoder(config, assemble(config, RandomSource(1), dtype=torch.float32, device="cpu"))
+    shards = [load_shard(config, RandomSource(1), m, dtype=torch.float32, device="cpu") for m in InOne(4).members]
+    assert torch.equal(torch.cat([shard.weights.head for shard in shards]), whole.weights.head)
+    for shard in shards:
+        shares = shard.weights.head.untyped_storage().data_ptr() == shard.weights.embedding.untyped_storage().data_ptr()
+        assert shares == config.tie_embeddings, "a tied head takes no memory, and of another only its part is kept"
+    hidden = torch.randn(5, config.hidden_size)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda shard: shard.logits(hidden), shards))
+    for logits in found:
+        assert torch.equal(logits, found[0])
+        torch.testing.assert_close(logits, whole.logits(hidden), rtol=0, atol=1e-5)
+        assert logits.is_contiguous()
+    assert shards[3].logits(hidden[:0]).shape == (0, vocab_size)
+
+
+def test_a_shard_has_a_part_of_each_matrix() -> None:
+    shards = [
+        load_shard(shapes()["llama"], RandomSource(1), m, dtype=torch.float32, device="cpu") for m in InOne(2).members
+    ]
+    whole = _num_elements(whole_decoder("llama").weights.layers[0])
+    assert [_num_elements(shard.weights.layers[0]) for shard in shards] == [whole // 2, whole // 2]
 
 
 class Halves:
@@ -143,5 +161,5 @@ def test_an_mlp_of_another_kind_is_summed_behind_it() -> None:
     torch.testing.assert_close(found[0], whole, rtol=0, atol=1e-5)
 
 
-def _matrices(layer: LayerWeights) -> dict[int, Tensor]:
-    return {id(t): t for t in layer.tensors() if t.dim() == 2}
+def _num_elements(layer: LayerWeights) -> int:
+    return sum(t.numel() for t in layer.tensors() if t.dim() == 2)
