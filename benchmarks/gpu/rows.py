@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -20,17 +18,22 @@ class Row:
     error: float | None = None  # against float64, relative
     allowed_error: float = 0.0
     detail: dict[str, Any] = field(default_factory=dict)
+    failure: str | None = None  # why there is no result where there should be one
 
     @property
     def is_right(self) -> bool:
-        return self.error is None or self.error <= self.allowed_error
+        return self.failure is None and (self.error is None or self.error <= self.allowed_error)
 
     def cells(self) -> list[str]:
         value = "not measured" if self.value is None else f"{self.value:.3g}"
+        if self.failure is not None:
+            value = "FAILED"
         met = {None: "", True: "yes", False: "no"}[self.met]
-        error = "" if self.error is None else f"{self.error:.1e}" + ("" if self.is_right else " WRONG")
+        error = ""
+        if self.error is not None:
+            error = f"{self.error:.1e} of {self.allowed_error:.1e}" + ("" if self.is_right else " WRONG")
         detail = ", ".join(f"{k} {_short(v)}" for k, v in self.detail.items())
-        return [self.what, self.goal, value, met, error, detail]
+        return [self.what, self.goal, value, met, error, detail if self.failure is None else self.failure]
 
 
 def reached(value: float | None, *, least: float | None = None, most: float | None = None) -> bool | None:
@@ -40,14 +43,17 @@ def reached(value: float | None, *, least: float | None = None, most: float | No
     return (least is None or value >= least) and (most is None or value <= most)
 
 
+HEAD = "| what | goal | measured | reached | error | detail |\n|---|---|---|---|---|---|"
+
+
+def line(row: Row) -> str:
+    """A row of the table in Markdown."""
+    return "| " + " | ".join(" ".join(cell.split()).replace("|", "/") for cell in row.cells()) + " |"
+
+
 def table(rows: Sequence[Row]) -> str:
     """Markdown."""
-    lines = ["| what | goal | measured | reached | error | detail |", "|---|---|---|---|---|---|"]
-    return "\n".join([*lines, *("| " + " | ".join(row.cells()) + " |" for row in rows)])
-
-
-def write(file: Path, about: dict[str, Any], rows: Sequence[Row]) -> None:
-    file.write_text(json.dumps({**about, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+    return "\n".join([HEAD, *map(line, rows)])
 
 
 def _short(value: Any) -> str:

@@ -47,7 +47,7 @@ def visible_keys(plan: PagedPlan, token: int) -> Tensor:
     """(n,) int64: the page-table indices that a token sees, ascending."""
     last, position = int(plan.last_keys[token]), int(plan.positions[token])
     first = 0 if plan.window is None else max(0, position - plan.window + 1)
-    keys = torch.arange(first, last + 1)
+    keys = torch.arange(min(first, last + 1), last + 1)
     if plan.trees is None or plan.tree_words is None or not int(plan.trees[token, 1]):
         return keys
     first_word, num_bits = plan.trees[token].tolist()

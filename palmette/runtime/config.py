@@ -37,6 +37,7 @@ class ModelOptions:
     device: str = "auto"  # "cpu", "cuda", "cuda:1"; "auto": the GPU where there is one
     cpu_kernels: CPUKernels = "auto"  # "auto": the compiled core where it can be used, else torch
     gpu_kernels: GPUKernels = "auto"  # "auto": Triton's on CUDA, else torch; "triton" on a CPU: its interpreter
+    tensor_parallel: int = 1  # processes that share the model: GPUs from the first on, or parts of a CPU
     context_len: int | None = None  # tokens of prompt and output together; None = the model's own
 
     def __post_init__(self) -> None:
@@ -47,6 +48,7 @@ class ModelOptions:
         _check_choice("gpu_kernels", self.gpu_kernels, get_args(GPUKernels))
         if not isinstance(self.device, str) or not self.device:
             raise InvalidOption("device", self.device, "'auto', 'cpu', 'cuda' or 'cuda:1'")
+        _check_int("tensor_parallel", self.tensor_parallel, 1, 64)
         if self.context_len is not None:
             _check_int("context_len", self.context_len, 2, 1 << 24)
 

@@ -145,6 +145,7 @@ class EngineThread:
             death = EngineDied(f"the engine died: {error}")
             death.__cause__ = error
         self._die(death)
+        self._core.close()
 
     def _serve(self) -> None:
         """Until it is told to stop."""

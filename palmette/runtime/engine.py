@@ -33,6 +33,7 @@ from palmette.runtime.models.loaded import LoadedModel
 from palmette.runtime.optimum import ReuseOptimum
 from palmette.runtime.output import Output
 from palmette.runtime.overlap import OverlappedLoop, Queued
+from palmette.runtime.parallel.runner import ParallelRunner
 from palmette.runtime.request import AnyJob, EmbedJob, GenerateJob, ScoreJob, refusal
 from palmette.runtime.runners import make_runner, settle
 from palmette.runtime.scheduled import ScheduledBatch
@@ -162,7 +163,10 @@ class EngineCore:
         events, self._events = self._events, []
         events += self.scheduler.expire(now)
         try:
-            return events + (self._plain_step(now) if self._overlapped is None else self._overlapped.step(now))
+            new = self._plain_step(now) if self._overlapped is None else self._overlapped.step(now)
+            if isinstance(self._runner, ParallelRunner):
+                self._runner.check()  # before anything is told: what is computed beside a rank that died is garbage
+            return events + new
         except BaseException:
             self._events = events  # they are still owed
             raise
@@ -177,6 +181,11 @@ class EngineCore:
             self.scheduler.abort()
             raise
         return self.scheduler.apply(step, results, now)
+
+    def close(self) -> None:
+        """End the processes that share the model, if any. Nothing can be computed any more."""
+        if isinstance(self._runner, ParallelRunner):
+            self._runner.close()
 
     def fail_all(self, now: float, error: PalmetteError) -> list[Event]:
         """End everything that is owed an event. What is in flight is forgotten."""

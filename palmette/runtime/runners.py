@@ -16,10 +16,12 @@ from palmette.runtime.models.compiled import CompiledDecoder
 from palmette.runtime.models.decoder import Decoder
 from palmette.runtime.models.loaded import LoadedModel
 from palmette.runtime.paged_runner import PagedRunner
+from palmette.runtime.parallel.model import ParallelModel
+from palmette.runtime.parallel.runner import ParallelRunner
 
 _KV_DTYPES: Final = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 
-AnyRunner = ModelRunner | CompiledRunner | PagedRunner
+AnyRunner = ModelRunner | CompiledRunner | PagedRunner | ParallelRunner
 
 
 def settle(config: RuntimeConfig, loaded: LoadedModel) -> RuntimeConfig:
@@ -28,14 +30,15 @@ def settle(config: RuntimeConfig, loaded: LoadedModel) -> RuntimeConfig:
     Raises:
         InvalidOption: an option that the model, or the memory of its device, does not allow.
     """
-    model = loaded.model
+    # Of a split model, rank 0's part: no rank has a larger one, and each has its part of the pool.
+    model = loaded.model.decoder if isinstance(loaded.model, ParallelModel) else loaded.model
     if not isinstance(model, Decoder) or model.device.type != "cuda":
         return resolve(config, model_context_len=loaded.config.context_len)
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(model.device)
     fits = partial(
         tokens_that_fit,
-        loaded.config,
+        model.config,
         free=free,
         total=total,
         dtype=model.dtype,
@@ -58,6 +61,10 @@ def make_runner(loaded: LoadedModel, config: RuntimeConfig, *, num_rows: int) ->
     num_slots, context_len, kv_dtype = config.cache.kv_tokens, config.model.context_len, config.cache.kv_dtype
     assert num_slots is not None, "settle leaves nothing open"
     model = loaded.model
+    if isinstance(model, ParallelModel):
+        return ParallelRunner(
+            model, num_slots=num_slots, max_running_rows=num_rows, context_len=context_len, kv_dtype=kv_dtype
+        )
     if isinstance(model, Decoder) and model.kernels.walks_pages:
         return PagedRunner(
             model,

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import tests.kernels.gpu.interpreter  # noqa: F401 # makes it faster
 from palmette.runtime.device_ops import DeviceOps, Uploads
 from palmette.runtime.later import Now
 from palmette.runtime.logit_ops import LogitOps, TorchOps
@@ -84,6 +85,7 @@ def test_every_adjustment_alone_is_the_samplers() -> None:
         Draw(greedy(), banned=(10, 11)),
         Draw(greedy(repetition_penalty=2.0), prompt_ids=(10, 11, 10)),
         Draw(greedy(repetition_penalty=2.0), counts={10: 1}, prompt_ids=[11]),
+        Draw(greedy(repetition_penalty=2.0, logit_bias=((10, 0.1),)), prompt_ids=(10,)),
         Draw(greedy(presence_penalty=0.6), counts={10: 9}),
         Draw(greedy(frequency_penalty=0.3), counts={10: 4, 11: 2}),
         Draw(greedy(logit_bias=((13, 0.6), (13, 0.6)))),
@@ -94,7 +96,7 @@ def test_every_adjustment_alone_is_the_samplers() -> None:
     logits = row.expand(len(draws), -1).contiguous()
     wanted = TorchOps().sample(logits, draws).get()
     assert DeviceOps(DEVICE).sample(logits.to(DEVICE), draws).get() == wanted
-    assert wanted == [10, 12, 12, 12, 11, 12, 13, 12, 13, 11]
+    assert wanted == [10, 12, 12, 12, 11, 11, 12, 13, 12, 13, 11]
 
 
 def test_logprobs_are_the_hosts_of_given_and_of_drawn_tokens() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from numpy.testing import assert_allclose
 
+import tests.kernels.gpu.interpreter  # noqa: F401 # makes it faster
 from palmette.kernels.gpu.step_kernels import TritonKernels
 from palmette.kernels.step_kernels import StepKernels, TorchKernels
 from palmette.runtime.admission import Limits

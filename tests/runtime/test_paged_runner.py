@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import tests.kernels.gpu.interpreter  # noqa: F401 # makes it faster
 from palmette.kernels.gpu.step_kernels import TritonKernels
 from palmette.kernels.step_kernels import StepKernels, TorchKernels
 from palmette.runtime.drawn import DRAWN

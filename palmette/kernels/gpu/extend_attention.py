@@ -27,9 +27,10 @@ descriptors are made on the host. One program a tile and KV head; programs of on
 that run at once share its keys in L2, and the plan's order, longest first, is kept within a head.
 
 Products take bf16/fp16 operands and add in float32; float32 queries multiply in float32. Key scales multiply scores,
-value scales multiply weights behind the sum l, so codes enter the products as they are. Blocks: BLOCK_M a power of two
->= 16 that holds a tile's rows, BLOCK_N a power of two >= 16 that divides the plan's cut, BLOCK_D = head_dim rounded up
-to a power of two, what is behind head_dim zero.
+value scales multiply weights behind the sum l, so codes enter the products as they are.
+
+Blocks, all powers of two >= 16: BLOCK_M holds a tile's rows; BLOCK_N keys a step without a mask, a divisor of the
+plan's cut, and MASKED_N <= 64 with one; BLOCK_D = head_dim rounded up, what is behind head_dim zero.
 """
 
 from __future__ import annotations
@@ -106,6 +107,7 @@ def extend_attention(
 
     Args:
         q: (num_tokens, num_heads, head_dim), any float dtype; the last two dimensions contiguous.
+        kv: values laid out as keys are, head_dim contiguous.
         out: like q.
         scale: factor on the scores, > 0.
         soft_cap: scores become soft_cap * tanh(scores / soft_cap).

@@ -171,4 +171,5 @@ def _token_id(file: GGUFFile, key: str, num_tokens: int) -> int | None:
 
 
 def _is_strings(value: object) -> TypeGuard[list[str]]:
-    return isinstance(value, list) and all(isinstance(v, str) for v in value)
+    """A GGUF array has one type for all of its elements."""
+    return isinstance(value, list) and (not value or isinstance(value[0], str))

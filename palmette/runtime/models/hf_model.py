@@ -90,8 +90,16 @@ class CheckpointSource:
         return None  # the formats that are read hold floats
 
     def read_into(self, name: str, out: Tensor) -> None:
+        self._fill(name, self._tensor(name, self._name(name)), out)
+
+    def read_part_into(self, name: str, axis: int, part: slice, out: Tensor) -> None:
+        """See runtime.parallel.shards.PartSource; files are mapped, so what is not asked for is not read."""
+        tensor = self._tensor(name, self._name(name))
+        self._fill(name, tensor.narrow(axis, part.start, part.stop - part.start), out)
+
+    def _fill(self, name: str, tensor: Tensor, out: Tensor) -> None:
         key = self._name(name)
-        out.copy_(self._tensor(name, key))
+        out.copy_(tensor)
         if not out.sum(dtype=torch.float32).isfinite():  # one NaN or infinity survives every sum
             raise CorruptModel(str(self._files[key].path), f"tensor {key!r} holds numbers that are not finite")
         if self._config.sandwich_norms and name.endswith("norm"):

@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 import os
 import select
+import shutil
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
@@ -91,11 +93,12 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s rank: %(message)s", stream=sys.stderr)
     answer = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not reach the pipe
-    threading.Thread(target=watch_stdin, name="palmette-lease", daemon=True).start()
     orders = _orders(Frames(sys.stdin.buffer))
     start = next(orders, None)
     if not isinstance(start, Start):
         os._exit(LEFT)
+    folder = Path(start.meeting).parent
+    threading.Thread(target=watch_stdin, args=(folder,), name="palmette-lease", daemon=True).start()
     try:
         torch.set_num_threads(start.num_threads)
         _tell(answer, Report())  # it runs: the others may wait for it
@@ -106,6 +109,7 @@ def main() -> None:
         logger.exception("rank %d of %d failed", start.rank, start.size)
         _tell(answer, Report(describe(error), lost_others=isinstance(error, LostRanks)))
         os._exit(FAILED)
+    shutil.rmtree(folder, ignore_errors=True)  # rank 0 may have been killed
     os._exit(0)  # not by way of destructors, which would wait for ranks that are gone
 
 
@@ -123,12 +127,17 @@ def _tell(answer: BinaryIO, report: Report) -> None:
         os._exit(LEFT)
 
 
-def watch_stdin() -> None:
-    """Leave when stdin's writer is gone, without reading: its bytes are the main thread's."""
+def watch_stdin(folder: Path) -> None:
+    """Leave when stdin's writer is gone, without reading: its bytes are the main thread's.
+
+    Args:
+        folder: where the ranks met; removed, as rank 0 may not have lived to do it.
+    """
     poll = select.poll()
     poll.register(0, 0)  # a hang-up is always told
     poll.poll()
     time.sleep(GRACE_SECONDS)
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(LEFT)
 
 

@@ -89,6 +89,7 @@ def random_step(
                 if window is None or mine[node] > mine[i] - window:
                     bits |= 1 << node
                 node = row.parents[node]
+            bits |= rng.getrandbits(32) << row.count  # behind num_bits stands anything
             trees.append((len(words), row.count if row.parents else 0))
             for word in range(0, row.count if row.parents else 0, 32):
                 value = bits >> word & 0xFFFFFFFF
@@ -230,6 +231,13 @@ def test_windows_and_soft_caps(window: int, soft_cap: float | None, gathered: bo
 def test_tries_beside_sequences(window: int | None, gathered: bool) -> None:
     rows = (Row(19, 41, random_parents(41, 1)), Row(5, 6), Row(0, 7, (-1, 0, 1, 2, 3, 4, 5)))
     check(random_step(2, rows, window=window, gathered=gathered, tile_tokens=16))
+
+
+def test_bits_alone_say_what_a_node_sees_of_the_others() -> None:
+    step = random_step(16, (Row(3, 20, tuple(range(-1, 19))),), window=3, tile_tokens=4)
+    assert step.plan.tree_words is not None
+    step.plan.tree_words.fill_(-1)
+    check(step)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from palmette.kernels import sampling as definition
-from palmette.kernels.gpu.sampling import Sizes, sample, sample_with_cuts
+from palmette.kernels.gpu.sampling import Sizes, adjusted_rows, sample, sample_with_cuts
 from palmette.kernels.sampling import Adjustments, RowDraws
 from palmette.runtime import sampler
 from palmette.runtime.sampler import Draw, draw_margin, filtered_weights, uniform
@@ -27,12 +28,12 @@ def draw(seed: int = 0, mask: Any = None, **params: Any) -> Draw:
     return Draw(SamplingParams(**params), seed, mask=mask)
 
 
-def tensors(draws: Sequence[Draw], vocab: int) -> RowDraws:
-    """The form that kernels take."""
+def tensors(draws: Sequence[Draw]) -> RowDraws:
+    """The form that kernels take; masks end with the last word that any of them needs."""
     masks = [d.mask for d in draws if d.mask is not None]
-    words = np.zeros((max(1, len(masks)), -(-vocab // 32)), np.uint32)
+    words = np.zeros((len(masks), max((len(mask) for mask in masks), default=0)), np.uint32)
     for i, mask in enumerate(masks):
-        words[i, : len(mask)] = mask[: words.shape[1]]
+        words[i, : len(mask)] = mask
     places = iter(range(len(masks)))
     drawn = [d.params for d in draws if not d.params.is_greedy]
 
@@ -52,7 +53,7 @@ def tensors(draws: Sequence[Draw], vocab: int) -> RowDraws:
     )
 
 
-def packed(allowed: Sequence[int], vocab: int) -> Any:
+def packed(allowed: Sequence[int]) -> Any:
     """A mask that ends with the last word in use."""
     bits = np.zeros((max(allowed) // 32 + 1) * 32, np.uint8)
     bits[list(allowed)] = 1
@@ -73,7 +74,7 @@ def random_rows(rows: int, vocab: int, seed: int) -> tuple[Tensor, list[Draw]]:
         draws.append(
             draw(
                 seed * 1000 + row,
-                None if mask is None else packed(mask, vocab),
+                None if mask is None else packed(mask),
                 temperature=rng.choice([0.0, 0.01, 0.3, 1.0, 1.0, 2.0, 100.0]),
                 top_k=rng.choice([-1, -1, 1, 2, 5, 40, vocab - 1, vocab, 10 * vocab]),
                 top_p=rng.choice([1.0, 1.0, 0.999, 0.9, 0.5, 0.05, 1e-6]),
@@ -106,7 +107,7 @@ def test_it_draws_what_the_sampler_draws(vocab: int, rows: int, dtype: torch.dty
     logits = logits.to(dtype).to(DEVICE)
     before = logits.clone()
     with poisoned_empty():
-        found = sample(logits, tensors(draws, vocab), sizes=sizes)
+        found = sample(logits, tensors(draws), sizes=sizes)
     assert_same_but_for_close_ones(logits.float().cpu(), draws, found.tokens)
     picked = logits.float().log_softmax(-1).gather(-1, found.tokens[:, None].long())[:, 0]
     torch.testing.assert_close(found.logprobs, picked, rtol=1e-5, atol=2e-5)
@@ -117,7 +118,7 @@ def test_it_draws_what_the_sampler_draws(vocab: int, rows: int, dtype: torch.dty
 def test_the_definition_draws_what_the_sampler_draws() -> None:
     for seed in range(4):
         logits, draws = random_rows(40, 300, seed)
-        assert_same_but_for_close_ones(logits, draws, definition.sample(logits, tensors(draws, 300)).tokens)
+        assert_same_but_for_close_ones(logits, draws, definition.sample(logits, tensors(draws)).tokens)
 
 
 @pytest.mark.parametrize("sizes", [SMALL, Sizes(chunk=512, list_len=512, levels=1)])
@@ -137,7 +138,7 @@ def test_the_kept_set_is_the_samplers(sizes: Sizes) -> None:
     normal = torch.randn((len(filters), 300), generator=generator) * 2
     logits = torch.where(torch.arange(len(filters))[:, None] % 3 == 1, (normal * 2).round() / 2, normal)
     draws = [draw(seed, **params) for seed, params in enumerate(filters)]
-    found, cuts = sample_with_cuts(logits.to(DEVICE), tensors(draws, 300), sizes=sizes)
+    found, cuts = sample_with_cuts(logits.to(DEVICE), tensors(draws), sizes=sizes)
     assert cuts is not None
     for row, each in enumerate(draws):
         z = logits[row] / each.params.temperature
@@ -153,7 +154,7 @@ def test_the_kept_set_is_the_samplers(sizes: Sizes) -> None:
 def test_how_the_search_is_cut_changes_nothing(vocab: int) -> None:
     logits, draws = random_rows(6, vocab, seed=11)
     logits = logits.to(DEVICE)
-    rows = tensors(draws, vocab)
+    rows = tensors(draws)
     default = sample(logits, rows)
     small = sample(logits, rows, sizes=SMALL)
     assert small.tokens.tolist() == default.tokens.tolist()
@@ -165,7 +166,7 @@ def test_equal_logits_and_one_far_above_end_the_search() -> None:
     flat[1] = torch.linspace(0.0, 1e-3, 200)
     flat[1, 77] = 27.0
     draws = [draw(1, top_p=0.5), draw(2, top_k=150, top_p=0.999999999999)]
-    found, cuts = sample_with_cuts(flat.to(DEVICE), tensors(draws, 200), sizes=SMALL)
+    found, cuts = sample_with_cuts(flat.to(DEVICE), tensors(draws), sizes=SMALL)
     assert cuts is not None
     assert float(cuts[0]) == 0.0  # equals stay together, however little of them was asked for
     kept = int(((flat[1] - 27.0) >= float(cuts[1])).sum())
@@ -173,12 +174,44 @@ def test_equal_logits_and_one_far_above_end_the_search() -> None:
     assert_same_but_for_close_ones(flat, draws, found.tokens)
 
 
+@pytest.mark.parametrize("levels", [1, 3])
+def test_every_bracket_leads_to_the_threshold(levels: int) -> None:
+    """Counts and shares that end in every part of the pivots, with few and with many candidates left."""
+    logits = torch.randn((20, 100), generator=torch.Generator().manual_seed(levels)) * 2
+    draws = [draw(i, top_k=3 + 5 * i) for i in range(10)]
+    draws += [draw(i, top_p=0.05 + 0.1 * i, temperature=2.0) for i in range(10)]
+    found, cuts = sample_with_cuts(
+        logits.to(DEVICE), tensors(draws), sizes=Sizes(chunk=128, list_len=16, levels=levels)
+    )
+    assert cuts is not None
+    for row, each in enumerate(draws):
+        z = logits[row] / each.params.temperature
+        kept = int((z - z.max() >= float(cuts[row])).sum())
+        assert kept == int((filtered_weights(logits[row : row + 1], [each.params]) > 0).sum())
+    assert_same_but_for_close_ones(logits, draws, found.tokens)
+
+
+def test_a_sum_that_is_reached_exactly_is_passed() -> None:
+    rows = replace(
+        tensors([draw()] * 6), at=torch.tensor([0.0, 0.124, 0.125, 0.5, 0.875, 1 - 2**-53]).double().to(DEVICE)
+    )
+    found = sample(torch.zeros((6, 8), device=DEVICE), rows, sizes=Sizes(chunk=4, list_len=16, levels=1))
+    assert found.tokens.tolist() == [0, 0, 1, 4, 7, 7]
+
+
+def test_ids_behind_the_masks_end_may_not_come() -> None:
+    logits = torch.zeros((2, 300), device=DEVICE)
+    logits[0, 37] = 9.0  # in the word behind the first mask's last, where the second mask begins
+    draws = [draw(temperature=0.0, mask=packed([4])), draw(temperature=0.0, mask=packed([5, 6]))]
+    assert sample(logits, tensors(draws)).tokens.tolist() == [4, 5]
+
+
 def test_greedy_takes_the_lowest_of_equals_and_launches_no_search() -> None:
     logits = torch.zeros((3, 300))
     logits[0, [299, 140, 141]] = 1.0
     logits[1, [131, 2]] = 4.0
-    draws = [draw(temperature=0.0), draw(top_k=1), draw(temperature=0.0, mask=packed([90, 250, 270], 300))]
-    rows = tensors(draws, 300)
+    draws = [draw(temperature=0.0), draw(top_k=1), draw(temperature=0.0, mask=packed([90, 250, 270]))]
+    rows = tensors(draws)
     assert not rows.any_drawn
     assert sample(logits.to(DEVICE), rows, sizes=SMALL).tokens.tolist() == [140, 2, 90]
 
@@ -191,12 +224,12 @@ def test_a_row_ignores_the_rows_beside_it_and_bad_ones_are_told() -> None:
     logits[5] = math.nan
     logits[6, ::2] = -math.inf
     with poisoned_empty():
-        together = sample(logits.to(DEVICE), tensors(draws, 300), sizes=SMALL)
+        together = sample(logits.to(DEVICE), tensors(draws), sizes=SMALL)
     assert together.finite.tolist() == [1, 0, 1, 0, 1, 0, 1]
     assert all(0 <= token < 300 for token in together.tokens.tolist())
     assert not bool(together.logprobs.isnan().any())
     for row in (0, 2, 4, 6):
-        alone = sample(logits[row : row + 1].to(DEVICE), tensors(draws[row : row + 1], 300), sizes=SMALL)
+        alone = sample(logits[row : row + 1].to(DEVICE), tensors(draws[row : row + 1]), sizes=SMALL)
         assert int(alone.tokens[0]) == int(together.tokens[row])
         assert float(alone.logprobs[0]) == float(together.logprobs[row])
 
@@ -205,7 +238,7 @@ def test_draws_follow_the_distribution() -> None:
     """Chi-square at one in a thousand, with fixed seeds."""
     row = torch.tensor([0.0, 1.0, -1.0, 0.5, 1.5, -0.5])
     count = 100
-    found = sample(row.expand(count, -1).to(DEVICE), tensors([draw(seed) for seed in range(count)], 6))
+    found = sample(row.expand(count, -1).to(DEVICE), tensors([draw(seed) for seed in range(count)]))
     expected = row.softmax(-1).double().numpy() * count
     counted = np.bincount(found.tokens.cpu().numpy(), minlength=6)
     assert float(((counted - expected) ** 2 / expected).sum()) < 20.5
@@ -228,15 +261,17 @@ def test_entries_change_copies_and_logprobs_stay_the_models() -> None:
         add=column([-math.inf, 0.0, 9.0, 30.0, 0.0], f),
     )
     draws = [draw(s, temperature=t, top_p=p) for s, (t, p) in enumerate([(0, 1), (0, 1), (1, 0.5), (1, 1)])]
-    rows = tensors(draws, 300)
+    rows = tensors(draws)
     with poisoned_empty():
         found = sample(logits, rows, adjustments, sizes=SMALL)
     wanted = definition.sample(logits, rows, adjustments)
+    copies = definition.adjusted(logits, adjustments)[adjustments.sources.long()]
+    assert torch.equal(adjusted_rows(logits, adjustments), copies)
     assert found.tokens.tolist() == wanted.tokens.tolist()
     assert found.tokens.tolist()[1:3] == [130, 299]
     torch.testing.assert_close(found.logprobs, wanted.logprobs, rtol=1e-5, atol=2e-5)
 
 
 def test_no_rows_are_no_launch() -> None:
-    found = sample(torch.empty(0, 50, device=DEVICE), tensors([], 50))
+    found = sample(torch.empty(0, 50, device=DEVICE), tensors([]))
     assert found.tokens.shape == found.finite.shape == (0,)

@@ -12,12 +12,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from palmette.errors import EngineDied, InvalidOption
 from palmette.runtime.driver import EngineThread
 from palmette.runtime.models.tiny import tiny_config
+from palmette.runtime.parallel.group import LostRanks
+from palmette.runtime.parallel.in_one import InOneRunner
 from palmette.runtime.parallel.orders import Forward, RandomModel
 from palmette.runtime.parallel.rank import LEFT
 from palmette.runtime.parallel.runner import ParallelRunner
@@ -192,31 +195,48 @@ time.sleep(60)
 """
 
 
-def test_ranks_do_not_outlive_rank_0() -> None:
-    with subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, text=True) as parent:
+def test_ranks_do_not_outlive_rank_0(tmp_path: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, text=True, env=environment) as parent:
         assert parent.stdout is not None
         pids = [int(word) for word in parent.stdout.readline().split()]
         assert len(pids) == 1
         assert all(map(is_running, pids))
+        assert list(tmp_path.iterdir())
         parent.kill()
     last = time.monotonic() + SOON
     while any(map(is_running, pids)) and time.monotonic() < last:
         time.sleep(0.05)
     assert not any(map(is_running, pids))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_in_one_process_the_failing_rank_is_heard_and_the_others_do_not_wait() -> None:
+    runner = InOneRunner(random_model("llama"), 2, num_slots=NUM_SLOTS, max_running_rows=NUM_ROWS)
+    try:
+        assert runner.forward(STEP).shape == (1, 260)
+        with pytest.raises(IndexError):
+            runner.forward(ScheduledBatch((ScheduledRow(0, (1 << 40,), 0, (0,)),)))
+        with pytest.raises(LostRanks):
+            runner.forward(STEP)
+    finally:
+        runner.close()
 
 
 BUSY = """
-import threading, time
+import sys, threading, time
+from pathlib import Path
 from palmette.runtime.parallel.rank import watch_stdin
-threading.Thread(target=watch_stdin, daemon=True).start()
+threading.Thread(target=watch_stdin, args=(Path(sys.argv[1]),), daemon=True).start()
 print(flush=True)
 time.sleep(60)
 """
 
 
-def test_a_rank_that_is_busy_ends_too() -> None:
-    pipe = subprocess.PIPE
-    with subprocess.Popen([sys.executable, "-c", BUSY], stdin=pipe, stdout=pipe) as rank:
+def test_a_rank_that_is_busy_ends_too(tmp_path: Path) -> None:
+    pipe, folder = subprocess.PIPE, tmp_path / "meeting"
+    folder.mkdir()
+    with subprocess.Popen([sys.executable, "-c", BUSY, str(folder)], stdin=pipe, stdout=pipe) as rank:
         assert rank.stdin is not None
         assert rank.stdout is not None
         rank.stdin.write(b"an order that nobody reads")
@@ -225,3 +245,4 @@ def test_a_rank_that_is_busy_ends_too() -> None:
         assert rank.poll() is None
         rank.stdin.close()
         assert rank.wait(SOON) == LEFT
+    assert not folder.exists()
