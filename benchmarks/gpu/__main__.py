@@ -48,8 +48,8 @@ class Listed:
 PARTS = {
     "checks": Listed("checks", side_by_side=True),
     "paths": Listed("paths", side_by_side=True),
-    "attention": Listed("attention", rehearses=True),
-    "products": Listed("products", rehearses=True),
+    "attention": Listed("attention"),
+    "products": Listed("products"),
     "engine": Listed("engine"),
     "peers": Listed("peers"),
     "tune": Listed("tune", is_default=False, rehearses=True),

@@ -32,7 +32,7 @@ def gated(gate_up: Tensor, activation: str) -> Tensor:
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Heads (num_tokens, heads, head_dim) under rotary embedding; cos, sin (num_tokens, 1, dim / 2), dim first of all."""
+    """Heads (num_tokens, heads, head_dim) whose first elements rotate: twice as many as cos and sin have."""
     x, cos, sin = x.double(), cos.double(), sin.double()
     half = cos.shape[-1]
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
@@ -48,7 +48,7 @@ def experts(
     if normalise:
         weights = weights / weights.sum(-1, keepdim=True)
     out = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
-    for expert in ids.unique().tolist():
+    for expert in sorted(set(ids.flatten().tolist())):
         tokens, places = torch.where(ids == expert)
         inner = gated(x[tokens].double() @ gate_up[expert].double().T, "silu")
         out[tokens] += (inner @ down[expert].double().T) * weights[tokens, places, None]

@@ -37,6 +37,11 @@ class Machine:
     def measures(self) -> bool:
         return self.device.type == "cuda"
 
+    @property
+    def rounding(self) -> float:
+        """What errors of rounding may be multiplied by: the interpreter truncates where it stores bfloat16."""
+        return 1.0 if self.measures else 2.0
+
 
 def this_machine(seed: int, *, ceilings: tuple[float, float] | None = None, rehearses: bool = False) -> Machine:
     """Measure the ceilings, where they are not given; a few seconds of warm GPU."""
@@ -93,7 +98,7 @@ def held_seconds(machine: Machine, call: Call, *, repeats: int = 20) -> float:
     call()
     marks = [(_event(), _event()) for _ in range(repeats)]
     for begin, end in marks:
-        torch.cuda._sleep(_HOLD_CYCLES)
+        torch.cuda._sleep(_HOLD_CYCLES)  # type: ignore[no-untyped-call]
         begin.record()
         call()
         end.record()
@@ -170,7 +175,7 @@ def _once(calls: Sequence[Call]) -> float:
 
 
 def _event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 def _median(marks: Sequence[tuple[torch.cuda.Event, torch.cuda.Event]]) -> float:

@@ -5,77 +5,125 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.gpu.engine import make_engine, run
+from benchmarks.gpu.engine import Model, make_engine, run
 from benchmarks.gpu.machine import Machine
-from benchmarks.gpu.models import greedy, llama_8b, loaded, prompts, random_weights, tiny
+from benchmarks.gpu.models import greedy, llama_8b, prompts, tiny
 from benchmarks.gpu.rows import Row, reached
+from benchmarks.gpu.tasks import Task
 from palmette.runtime.engine import EngineCore
 from palmette.runtime.models.config import ModelConfig
 from palmette.runtime.models.layers import DecoderWeights, DenseMlp, Linear
 
+_WARM_UPS = 2  # runs that compile and capture
 _ROUNDS = 3
+_BUDGET = 60.0  # seconds of one peer's rounds
+
+_STATIC = "64 requests of 512 tokens, 128 new: times transformers' static cache"
+_BATCH = "64 requests of 512 tokens, 128 new: times transformers' generate_batch"
+_FORKED = "16 prompts of 2048 tokens, 8 branches each of 64 own, 64 new: times generate_batch"
+
+Inputs = list[tuple[int, ...]]
 
 
-def peer_rows(machine: Machine) -> list[Row]:
+def tasks(machine: Machine) -> Sequence[Task]:
     """Throughput over transformers'; without it nothing is compared."""
-    goals = (
-        ("64 requests of 512 tokens, 128 new: times transformers' generate_batch", ">= 3", 3.0),
-        ("64 requests of 512 tokens, 128 new: times transformers' static cache", ">= 1.5", 1.5),
-        ("16 prompts of 2048 tokens, 8 branches each of 64 own, 64 new: times generate_batch", ">= 6", 6.0),
-    )
-    try:
-        import transformers
-    except ImportError:
-        return [Row(what, goal, None, detail={"transformers": "not installed"}) for what, goal, _ in goals]
-    config = llama_8b() if machine.measures else tiny()
-    weights = random_weights(machine, config)
-    peer = _peer(transformers, config, weights)
-    measured = machine.measures
-    new = 128 if measured else 4
-    flat = prompts(config, 64, 512) if measured else prompts(config, 3, 20)
-    forked = _forked(config, 16, 8, 2048, 64) if measured else _forked(config, 2, 2, 30, 5)
-    engine = make_engine(loaded(config, weights), kv_tokens=180_000 if measured else 600, chunk_size=8192)
-
-    ours, tokens = _ours(engine, flat, new)
-    static, theirs = _timed(lambda: _generate(peer, flat, new, machine))
-    same = _same(tokens, theirs)
-    found = [
-        _row(machine, *goals[0], _batch(peer, transformers, flat, new, measured), ours, {}),
-        _row(machine, *goals[1], static, ours, {"tokens equal to the first difference": same}),
+    sides = _Sides(machine)
+    return [
+        Task(_STATIC, partial(_static, sides)),
+        Task(_BATCH, partial(_batched, sides, _BATCH, 3.0, is_forked=False)),
+        Task(_FORKED, partial(_batched, sides, _FORKED, 6.0, is_forked=True)),
     ]
-    branches = new // 2
-    ours, _ = _ours(engine, forked, branches)
-    return [*found, _row(machine, *goals[2], _batch(peer, transformers, forked, branches, measured), ours, {})]
+
+
+class _Sides:
+    """One set of weights, ours and transformers' model on it, and what both are asked."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.model = Model(machine, "8B shapes", llama_8b() if machine.measures else tiny())
+        config, seed = self.model.config, machine.seed
+        big = machine.measures
+        self.new = 128 if big else 4
+        self.flat: Inputs = prompts(config, *((64, 512) if big else (3, 20)), seed=seed)
+        self.forked: Inputs = _forked(config, *((16, 8, 2048, 64) if big else (2, 2, 30, 5)), seed=seed)
+
+    @cached_property
+    def peer(self) -> Any:
+        """Raises ImportError without transformers."""
+        import transformers  # heavy, and not everywhere
+
+        return _peer(transformers, self.model.config, self.model.weights)
+
+    @cached_property
+    def ours_on_flat(self) -> tuple[float, list[list[int]]]:
+        return self.ours(self.flat, self.new)
+
+    def ours(self, inputs: Inputs, new: int) -> tuple[float, list[list[int]]]:
+        """Median seconds, nothing cached between runs; and the tokens."""
+        kv_tokens = 180_000 if self.machine.measures else 600
+        engine = make_engine(self.model.loaded, kv_tokens=kv_tokens, chunk_size=8192)
+        requests = [greedy(str(i), ids, new) for i, ids in enumerate(inputs)]
+        times = []
+        for _ in range(_WARM_UPS + _ROUNDS if self.machine.measures else 1):
+            engine.flush_cache()
+            times.append(run(engine, requests))
+        engine.flush_cache()
+        tokens = _tokens(engine, inputs, new)
+        del engine  # its pool's memory is the peer's now
+        gc.collect()
+        if self.machine.measures:
+            torch.cuda.empty_cache()
+        return statistics.median(times[_WARM_UPS:] or times), tokens
+
+
+def _static(sides: _Sides) -> Iterable[Row]:
+    goal = ">= 1.5"
+    try:
+        peer = sides.peer
+    except ImportError:
+        return [Row(_STATIC, goal, None, detail={"transformers": "not installed"})]
+    ours, tokens = sides.ours_on_flat
+    theirs, found = _timed(sides.machine, lambda: _generate(peer, sides.flat, sides.new, sides.machine))
+    detail = {"tokens equal to the first difference": _same(tokens, found)}
+    return [_row(sides.machine, _STATIC, goal, 1.5, theirs, ours, detail)]
+
+
+def _batched(sides: _Sides, what: str, least: float, *, is_forked: bool) -> Iterable[Row]:
+    goal = f">= {least:g}"
+    if not sides.machine.measures:
+        return [Row(what, goal, None, detail={"peer": "needs a GPU"})]
+    try:
+        peer = sides.peer
+    except ImportError:
+        return [Row(what, goal, None, detail={"transformers": "not installed"})]
+    inputs, new = (sides.forked, sides.new // 2) if is_forked else (sides.flat, sides.new)
+    ours, tokens = sides.ours(inputs, new) if is_forked else sides.ours_on_flat
+    try:
+        theirs, found = _timed(sides.machine, lambda: _generate_batch(peer, inputs, new))
+    finally:
+        peer.destroy_cached_continuous_batching_manager()  # and its cache
+    detail = {"tokens equal to the first difference": _same(tokens, found)}
+    return [_row(sides.machine, what, goal, least, theirs, ours, detail)]
 
 
 def _row(
-    machine: Machine, what: str, goal: str, least: float, theirs: float | str, ours: float, detail: dict[str, Any]
+    machine: Machine, what: str, goal: str, least: float, theirs: float, ours: float, detail: dict[str, Any]
 ) -> Row:
-    if isinstance(theirs, str):
-        return Row(what, goal, None, detail={"peer": theirs})
     value = theirs / ours if machine.measures else None
     if machine.measures:
         detail = {**detail, "seconds": ours, "peer's": theirs}
     return Row(what, goal, value, reached(value, least=least), detail=detail)
-
-
-def _ours(engine: EngineCore, inputs: Sequence[Sequence[int]], new: int) -> tuple[float, list[list[int]]]:
-    requests = [greedy(str(i), ids, new) for i, ids in enumerate(inputs)]
-    times = []
-    for _ in range(_ROUNDS):
-        engine.flush_cache()
-        times.append(run(engine, requests))
-    engine.flush_cache()
-    return statistics.median(times), _tokens(engine, inputs, new)
 
 
 def _tokens(engine: EngineCore, inputs: Sequence[Sequence[int]], new: int) -> list[list[int]]:
@@ -98,8 +146,8 @@ def _same(ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]]) -> flo
     return equal / total
 
 
-def _forked(config: ModelConfig, num: int, branches: int, shared: int, own: int) -> list[tuple[int, ...]]:
-    return [ids for i in range(num) for ids in prompts(config, branches, shared + own, shared=shared, seed=i)]
+def _forked(config: ModelConfig, num: int, branches: int, shared: int, own: int, *, seed: int) -> Inputs:
+    return [ids for i in range(num) for ids in prompts(config, branches, shared + own, shared=shared, seed=seed + i)]
 
 
 def _peer(transformers: Any, config: ModelConfig, weights: DecoderWeights) -> Any:
@@ -151,14 +199,19 @@ def _peer(transformers: Any, config: ModelConfig, weights: DecoderWeights) -> An
     return model.eval()
 
 
-def _timed(call: Callable[[], list[list[int]]]) -> tuple[float | str, list[list[int]]]:
-    times = []
+def _timed(machine: Machine, call: Callable[[], list[list[int]]]) -> tuple[float, list[list[int]]]:
+    """Median seconds, without the first runs, in which peers compile and capture; and the last one's tokens."""
+    if not machine.measures:
+        return 0.0, call()
+    times: list[float] = []
     out: list[list[int]] = []
-    for _ in range(_ROUNDS + 1):  # the first compiles
+    while len(times) < _WARM_UPS + 1 or (len(times) < _WARM_UPS + _ROUNDS and sum(times[_WARM_UPS:]) < _BUDGET):
+        torch.cuda.synchronize()
         began = time.perf_counter()
         out = call()
+        torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
-    return statistics.median(times[1:]), out
+    return statistics.median(times[_WARM_UPS:]), out
 
 
 @torch.inference_mode()
@@ -180,19 +233,21 @@ def _generate(peer: Any, inputs: Sequence[Sequence[int]], new: int, machine: Mac
     return found
 
 
-def _batch(peer: Any, transformers: Any, inputs: Sequence[Sequence[int]], new: int, measured: bool) -> float | str:
-    """Seconds of continuous batching; why not, where it does not run."""
-    if not measured:
-        return "needs a GPU"
+def _generate_batch(peer: Any, inputs: Sequence[Sequence[int]], new: int) -> list[list[int]]:
+    """Continuous batching by a manager that is kept, so that its cache and its graphs are made once.
+
+    Raises:
+        RuntimeError: it did not answer every request with every token.
+    """
+    import transformers
+
     settings = transformers.GenerationConfig(max_new_tokens=new, do_sample=False, eos_token_id=-1, pad_token_id=0)
-    times = []
-    try:
-        for _ in range(_ROUNDS + 1):
-            began = time.perf_counter()
-            out = peer.generate_batch([list(x) for x in inputs], generation_config=settings)
-            times.append(time.perf_counter() - began)
-            if any(len(answer.generated_tokens) != new for answer in out.values()) or len(out) != len(inputs):
-                return "did not answer every request with every token"
-    except Exception as error:  # noqa: BLE001 - a peer that fails is a row that says so
-        return f"{type(error).__name__}: {error}"[:200]
-    return statistics.median(times[1:])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of transformers' own code
+        answers = peer.generate_batch(
+            [list(x) for x in inputs], generation_config=settings, progress_bar=False, persistent_manager=True
+        )
+    found = [list(answer.generated_tokens) for answer in answers.values()]
+    if len(found) != len(inputs) or any(len(tokens) != new for tokens in found):
+        raise RuntimeError(f"{len(found)} of {len(inputs)} answers, of {sorted({len(x) for x in found})} tokens")
+    return found

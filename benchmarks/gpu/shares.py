@@ -1,8 +1,8 @@
 """A part in processes of its own: several side by side where no time is measured, and a new one for one that dies.
 
-    parent    part "checks"   [ share 0 of 8 | share 1 of 8 | ... ]    each a process: python -m benchmarks.gpu --share
-              part "engine"   [ share 0 of 1 ]
-                                 task, task, X   -> died: the next process begins behind X
+parent    part "checks"   [ share 0 of 8 | share 1 of 8 | ... ]    each a process: python -m benchmarks.gpu --share
+          part "engine"   [ share 0 of 1 ]
+                             task, task, X   -> died: the next process begins behind X
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from benchmarks.gpu.tasks import Report
 @dataclass(slots=True)
 class _Share:
     file: Path
-    arguments: tuple[str, ...]
+    command: Sequence[str]
+    what: str
     process: subprocess.Popen[bytes] | None = None
     is_done: bool = False
 
     def start(self) -> None:
-        self.process = subprocess.Popen([sys.executable, "-m", "benchmarks.gpu", *self.arguments])
+        self.process = subprocess.Popen(self.command)
 
     def look(self) -> None:
         """Restart it behind the task that it died of."""
@@ -37,7 +38,7 @@ class _Share:
         if code == 0 or not report.task:  # no task was begun, so the next process would end like this one
             self.is_done = True
             if code:
-                report.rows.append(_death(" ".join(self.arguments[1:4]), code))
+                report.rows.append(_death(f"{self.what}, before its first task", code))
                 report.save(self.file)
             return
         if report.finished < report.started:
@@ -49,7 +50,13 @@ class _Share:
 
 
 def run_apart(
-    part: str, count: int, options: Sequence[str], report: Report, on_change: Callable[[list[Row]], None]
+    part: str,
+    count: int,
+    options: Sequence[str],
+    report: Report,
+    on_change: Callable[[list[Row]], None],
+    *,
+    command: Sequence[str] = (sys.executable, "-m", "benchmarks.gpu"),
 ) -> list[Row]:
     """The rows of a part.
 
@@ -58,30 +65,31 @@ def run_apart(
         options: of all of them.
         report: what they are told of the run.
         on_change: told all rows so far, when there are more.
+        command: what is run for a share.
     """
     with tempfile.TemporaryDirectory() as folder:
         shares = []
         for i in range(count):
             file = Path(folder) / f"{i}.json"
             Report(report.about).save(file)
-            arguments = ("--share", part, str(i), str(count), str(file), *options)
-            shares.append(_Share(file, arguments))
-        for share in shares:
-            share.start()
+            share = ("--share", part, str(i), str(count), str(file))
+            shares.append(_Share(file, (*command, *share, *options), f"{part}, share {i}"))
+        for each in shares:
+            each.start()
         rows: list[Row] = []
         try:
-            while not all(share.is_done for share in shares):
+            while not all(each.is_done for each in shares):
                 time.sleep(0.2)
-                for share in shares:
-                    share.look()
-                found = [row for share in shares for row in Report.load(share.file).rows]
+                for each in shares:
+                    each.look()
+                found = [row for each in shares for row in Report.load(each.file).rows]
                 if len(found) != len(rows):
                     rows = found
                     on_change(rows)
         finally:
-            for share in shares:
-                if share.process is not None and share.process.poll() is None:
-                    share.process.kill()
+            for each in shares:
+                if each.process is not None and each.process.poll() is None:
+                    each.process.kill()
         return rows
 
 

@@ -66,14 +66,16 @@ class Step:
 
     @property
     def scale(self) -> float:
-        return self.variant.heads[2] ** -0.5
+        return float(self.variant.heads[2] ** -0.5)
 
     def errors(self, machine: Machine) -> dict[str, float]:
         """By kind of work, the largest of a token and head."""
         with poisoned():
-            got = TritonKernels().attend(
-                self.q, self.kv, self.plan, scale=self.scale, soft_cap=self.variant.soft_cap
-            ).view(self.q.shape)
+            got = (
+                TritonKernels()
+                .attend(self.q, self.kv, self.plan, scale=self.scale, soft_cap=self.variant.soft_cap)
+                .view(self.q.shape)
+            )
         found: dict[str, float] = {}
         for work, tokens in self.tokens.items():
             most = CHECKED if machine.measures else 5

@@ -39,13 +39,18 @@ def prepare(root: Path, model: str, threads: int) -> tuple[list[AnyRow], Path]:
     file = root / f"work-{model}.json"
     if model == "tiny":
         rows = work(tiny_model().tokenizer, shrink=16)
-        write(file, rows, model={"palmette": model}, threads=threads)
+        write(file, rows, model={"palmette": model}, threads=threads, serve=_serve(model))
         return rows, file
     path, _ = find_model(model)
     rows = work(gguf_tokenizer(GGUFFile(path)))
     files = {"palmette": model, "gguf": str(path), "q4_0": str(root / f"{model}-q4_0.gguf"), "fp32": str(root / model)}
-    write(file, rows, model=files, threads=threads)
+    write(file, rows, model=files, threads=threads, serve=_serve(model))
     return rows, file
+
+
+def _serve(model: str) -> list[str]:
+    """The command of our server, for who is a client of it."""
+    return [sys.executable, "-m", "palmette", "serve", "--model", model, "--port", "0"]
 
 
 def start(
@@ -59,7 +64,7 @@ def start(
             how = f"python -m benchmarks.peers.environments {engine.environment}"
             print(f"{engine.name}: not installed: {how}", flush=True)
             continue
-        if engine.environment == "vllm" and (why := _checkpoint(file)):
+        if engine.reads_checkpoint and (why := _checkpoint(file)):
             print(f"{engine.name}: left out: no fp32 checkpoint: {why}", flush=True)
             continue
         process = EngineProcess(engine, python, file, root, threads=threads)
@@ -77,7 +82,7 @@ def start(
 
 
 def _checkpoint(file: Path) -> str:
-    """Make sure that vLLM has something to read; why not, or ""."""
+    """Make sure that who reads a checkpoint has one; why not, or ""."""
     files = json.loads(file.read_text(encoding="utf-8"))["model"]
     if Path(files["fp32"]).is_dir():
         return ""
@@ -166,7 +171,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.best:
         print(f"\nbest of at most {args.rounds}\n\n{table(rows, best_only(rows, samples))}")
     print("\nours/best: times as fast as the best peer. q: our quantised path against llama.cpp's; 32: our fp32 path")
-    print(f"against the best fp32 peer.\n\n{outputs_table(rows, samples)}\n\n{time.monotonic() - began:.0f} s in all")
+    print("against the best fp32 peer; srv/sgl: our programs on our server against SGLang's on it.")
+    print(f"\n{outputs_table(rows, samples)}\n\n{time.monotonic() - began:.0f} s in all")
     if args.json:
         told = {p.engine.name: p.versions for p in processes}
         args.json.write_text(json.dumps({"versions": told, "samples": samples}, indent=1), encoding="utf-8")

@@ -1,11 +1,12 @@
 """Who takes part, and a process for each, kept alive from round to round.
 
-Only one of them computes at a time: whoever is not asked is stopped by a signal, its idle threads included. Knows
-commands and pipes; what a row is and what a figure means it does not know.
+Only one of them computes at a time: whoever is not asked is stopped by a signal, with its idle threads and with every
+process that it started. Knows commands and pipes; what a row is and what a figure means it does not know.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -36,6 +37,8 @@ class Engine:
     environment: str  # of environments.ENVIRONMENTS; "" = ours
     needs: tuple[str, ...] = ()  # modules its interpreter must have
     rows: tuple[str, ...] = ()  # all it can do; () = every row
+    is_client: bool = False  # its model is computed by our server: what it costs is its language and HTTP
+    reads_checkpoint: bool = False  # of what benchmarks.peers.export wrote
 
     @property
     def is_ours(self) -> bool:
@@ -45,17 +48,24 @@ class Engine:
 _HERE = "benchmarks.peers"
 _TORCH = ("torch", "transformers", "accelerate", "gguf")
 _TEXT = ("extraction", "load")
+_LMQL = ("lmql", "torch", "transformers", "accelerate")
+_SERVED = ("decode_1_64", "decode_16_64", "shared_32", "extraction")
 ENGINES: tuple[Engine, ...] = (
     Engine("palmette", "palmette", f"{_HERE}.palmette_rows", "auto", "quantised", ""),
     Engine("palmette_fp32", "palm. fp32", f"{_HERE}.palmette_rows", "float32", "fp32", ""),
+    Engine("palmette_served", "palm. served", f"{_HERE}.palmette_rows", "served", "quantised", "", rows=_SERVED),
+    Engine(
+        "sglang", "SGLang, ours", f"{_HERE}.sglang", "", "quantised", "sglang", ("sglang",), _SERVED, is_client=True
+    ),
     Engine("llama_q4_1", "llama Q4_1", f"{_HERE}.llama_cpp", "q4_1", "quantised", "llama_cpp", ("llama_cpp",)),
     Engine("llama_q4_0", "llama Q4_0", f"{_HERE}.llama_cpp", "q4_0", "quantised", "llama_cpp", ("llama_cpp",)),
-    Engine("vllm", "vLLM fp32", f"{_HERE}.vllm", "", "fp32", "vllm", ("vllm",)),
+    Engine("vllm", "vLLM fp32", f"{_HERE}.vllm", "", "fp32", "vllm", ("vllm",), reads_checkpoint=True),
     Engine("transformers", "transf. fp32", f"{_HERE}.transformers", "", "fp32", "transformers", _TORCH),
     Engine("outlines", "outlines fp32", f"{_HERE}.outlines", "", "fp32", "transformers", ("outlines", *_TORCH), _TEXT),
     Engine(
         "guidance", "guidance Q4_1", f"{_HERE}.guidance", "", "quantised", "llama_cpp", ("guidance", "llama_cpp"), _TEXT
     ),
+    Engine("lmql", "LMQL fp32", f"{_HERE}.lmql", "", "fp32", "lmql", _LMQL, _TEXT, reads_checkpoint=True),
 )
 
 
@@ -77,7 +87,7 @@ class EngineFailed(Exception):
 
 
 class EngineProcess:
-    """One engine's process. It is stopped except while it is asked."""
+    """One engine's process and those that it started. They are stopped except while it is asked."""
 
     def __init__(self, engine: Engine, python: str, work: Path, logs: Path, *, threads: int) -> None:
         self.engine = engine
@@ -118,7 +128,7 @@ class EngineProcess:
         Raises:
             EngineFailed: it died, or took longer than that.
         """
-        self._process.send_signal(signal.SIGCONT)
+        self._signal(signal.SIGCONT)
         try:
             self._in.write(row.encode() + b"\n")
             self._in.flush()
@@ -131,13 +141,18 @@ class EngineProcess:
     def close(self) -> None:
         """End the process, in whatever state it is. May be called twice."""
         if self._process.poll() is None:
-            self._process.kill()
+            self._signal(signal.SIGKILL)
         self._process.wait()
         self._in.close()
         self._out.close()
 
     def _stop(self) -> None:
-        self._process.send_signal(signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for pid in [*descendants(self.pid), self.pid]:
+            with contextlib.suppress(ProcessLookupError):  # gone by itself
+                os.kill(pid, number)
 
     def _read(self, seconds: float) -> dict[str, Any]:
         until = time.monotonic() + seconds
@@ -156,6 +171,19 @@ class EngineProcess:
     def _last_words(self) -> str:
         lines = [line for line in self._log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
         return f"{lines[-1].strip()} ({self._log})" if lines else f"no word ({self._log})"
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that this one started, and those that they did; [] where the system does not tell (no /proc)."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # gone by now
+            parent = int(stat.read_text(encoding="utf-8", errors="replace").rsplit(")", 1)[1].split()[1])
+            children.setdefault(parent, []).append(int(stat.parent.name))
+    found = list(children.get(pid, ()))
+    for child in found:  # grows
+        found += children.get(child, ())
+    return found
 
 
 def _settings(engine: Engine, python: str, threads: int) -> dict[str, str]:

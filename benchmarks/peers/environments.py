@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 DEFAULT_ROOT = Path("~/.cache/palmette/peers")
+_CLIENTS = Path(__file__).parents[2] / "tests" / "clients" / "requirements"  # what our server is tried with
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,7 @@ class Environment:
     """What pip is told."""
 
     packages: tuple[str, ...]
+    alone: tuple[str, ...] = ()  # installed without what they ask for
     remove: tuple[str, ...] = ()  # that came along and do not fit
     settings: Mapping[str, str] = field(default_factory=dict)  # environment variables of the build
     remark: str = ""
@@ -43,6 +45,12 @@ ENVIRONMENTS: dict[str, Environment] = {
     "transformers": Environment(
         ("torch==2.13.0", "transformers==5.23.0", "accelerate>=1.0", "gguf>=0.17", "outlines==1.3.3")
     ),
+    "sglang": Environment(
+        ("-r", str(_CLIENTS / "sglang.txt")),
+        alone=("-r", str(_CLIENTS / "sglang.no-deps.txt")),
+        remark="its frontend alone: the model runs in palmette serve",
+    ),
+    "lmql": Environment(("torch==2.13.0", "transformers==5.23.0", "accelerate>=1.0", "lmql==0.7.3")),
 }
 
 
@@ -61,6 +69,8 @@ def install(root: Path, name: str) -> str:
     except (OSError, subprocess.CalledProcessError) as error:
         return f"no virtual environment: {error}"
     failed = _pip(python, ["install", *environment.packages], environment.settings)
+    if not failed and environment.alone:
+        failed = _pip(python, ["install", "--no-deps", *environment.alone], environment.settings)
     if not failed and environment.remove:
         failed = _pip(python, ["uninstall", "--yes", *environment.remove], {})
     return failed

@@ -92,7 +92,7 @@ def main(make: Make, packages: Sequence[str], prepare: Callable[[dict[str, Any],
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a library prints is no answer
     if args.serve:
-        _die_with_parent()
+        die_with_parent()
     if prepare is not None:
         prepare(work, args.variant)
     session = _Session(make, work, args.variant)
@@ -155,10 +155,10 @@ class _Session:
         self._peer.close()
 
 
-def _die_with_parent() -> None:
+def die_with_parent(by: signal.Signals = signal.SIGKILL) -> None:
     """A stopped process would not hear that its parent is gone; where the system can tell it (Linux), it does."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))  # 1 is PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, int(by))  # 1 is PR_SET_PDEATHSIG
 
 
 def _word(sample: dict[str, Any]) -> str:

@@ -28,7 +28,7 @@ GOALS = {
     "extraction": 2.0,
     "load": 2.0,
 }
-_RATIOS = ("ours/best", "goal", "q/Q4_1", "q/Q4_0", "32/fp32")
+_RATIOS = ("ours/best", "goal", "q/Q4_1", "q/Q4_0", "32/fp32", "srv/sgl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,7 @@ def ratios(row: AnyRow, figures: Mapping[str, Figure | None]) -> dict[str, float
     """Times as fast: our best against the best peer, and like for like.
 
     q/Q4_1, q/Q4_0: our quantised path against llama.cpp's. 32/fp32: our fp32 path against the best fp32 peer.
+    srv/sgl: our programs on our server against SGLang's on the same; as a peer that one counts nowhere else.
     """
 
     def best(engines: Iterable[Engine]) -> Figure | None:
@@ -84,7 +85,7 @@ def ratios(row: AnyRow, figures: Mapping[str, Figure | None]) -> dict[str, float
         return None if not found else (max if is_rate(row) else min)(found, key=lambda f: f.median)
 
     ours = best(e for e in ENGINES if e.is_ours)
-    peers = [e for e in ENGINES if not e.is_ours]
+    peers = [e for e in ENGINES if not e.is_ours and not e.is_client]
     quantised, plain = figures.get("palmette"), figures.get("palmette_fp32")
     return {
         "ours/best": times(row, ours, best(peers)),
@@ -92,6 +93,7 @@ def ratios(row: AnyRow, figures: Mapping[str, Figure | None]) -> dict[str, float
         "q/Q4_1": times(row, quantised, figures.get("llama_q4_1")),
         "q/Q4_0": times(row, quantised, figures.get("llama_q4_0")),
         "32/fp32": times(row, plain, best(e for e in peers if e.kind == "fp32")),
+        "srv/sgl": times(row, figures.get("palmette_served"), figures.get("sglang")),
     }
 
 

@@ -21,6 +21,8 @@ class Encoder(Protocol):
 
     def encode(self, text: str) -> list[int]: ...
 
+    def decode(self, token_ids: Sequence[int]) -> str: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -36,6 +38,8 @@ class Row:
     prompts: tuple[tuple[int, ...], ...]  # token ids
     num_new: int  # tokens each
     shared_len: int = 0  # so many first tokens are the same in every prompt
+    texts: tuple[str, ...] = ()  # the same prompts, for who takes nothing but text
+    shared_text: str = ""  # what shared_len tokens say
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,34 +130,39 @@ def work(encoder: Encoder, *, shrink: int = 1, seed: int = 7) -> list[AnyRow]:
         begin = _tokens(encoder, draw, shared)
         return tuple((*begin, *_tokens(encoder, draw, length - shared)) for _ in range(count))
 
+    def texts(given: Sequence[tuple[int, ...]]) -> tuple[str, ...]:
+        return tuple(map(encoder.decode, given))
+
     def decode(batch: int, context: int, num_new: int) -> Row:
         count, length = max(1, batch // shrink), max(2, context // shrink)
         title = f"decode, batch {count}, context {length}, tok/s"
-        return Row(f"decode_{batch}_{context}", title, "decode", prompts(count, length), max(3, num_new // shrink))
+        given = prompts(count, length)
+        num_new = max(3, num_new // shrink)
+        return Row(f"decode_{batch}_{context}", title, "decode", given, num_new, texts=texts(given))
 
     count, shared, own, new = max(2, 32 // shrink), 768 // shrink, max(2, 64 // shrink), max(2, 32 // shrink)
     length = 1024 // shrink
-    texts = [_TEXTS[i % len(_TEXTS)].format(name=n, age=a, city=c) for i, (n, a, c) in enumerate(_PEOPLE)]
+    records = [_TEXTS[i % len(_TEXTS)].format(name=n, age=a, city=c) for i, (n, a, c) in enumerate(_PEOPLE)]
+    decodes = [decode(1, 64, 48), decode(1, 1024, 48), decode(4, 64, 48), decode(16, 64, 32), decode(64, 64, 24)]
+    prefill, siblings = prompts(1, length), prompts(count, shared + own, shared)
     return [
-        decode(1, 64, 48),
-        decode(1, 1024, 48),
-        decode(4, 64, 48),
-        decode(16, 64, 32),
-        decode(64, 64, 24),
-        Row("prefill_1024", f"prefill, {length} tokens, tok/s", "prefill", prompts(1, length), 1),
+        *decodes,
+        Row("prefill_1024", f"prefill, {length} tokens, tok/s", "prefill", prefill, 1, texts=texts(prefill)),
         Row(
             "shared_32",
             f"{count} x ({shared} shared + {own} own), {new} new, s",
             "seconds",
-            prompts(count, shared + own, shared),
+            siblings,
             new,
             shared,
+            texts(siblings),
+            encoder.decode(siblings[0][:shared]),
         ),
         Extraction(
             "extraction",
             "16 JSON extractions, s",
             INSTRUCTIONS,
-            tuple(f"Text: {text}\nJSON:\n" for text in texts),
+            tuple(f"Text: {text}\nJSON:\n" for text in records),
             tuple({"name": n, "age": a, "city": c} for n, a, c in _PEOPLE),
             SCHEMA,
             48,
@@ -162,9 +171,12 @@ def work(encoder: Encoder, *, shrink: int = 1, seed: int = 7) -> list[AnyRow]:
     ]
 
 
-def write(path: Path, rows: Sequence[AnyRow], *, model: dict[str, str], threads: int) -> None:
-    """The work file that every peer reads. `model` names the files of the one model, by format."""
-    data = {"model": model, "threads": threads, "rows": {row.name: asdict(row) for row in rows}}
+def write(
+    path: Path, rows: Sequence[AnyRow], *, model: dict[str, str], threads: int, serve: Sequence[str] = ()
+) -> None:
+    """The work file that every peer reads. `model` names the files of the one model, by format; `serve`: a command."""
+    named = {row.name: asdict(row) for row in rows}
+    data = {"model": model, "threads": threads, "serve": list(serve), "rows": named}
     path.write_text(json.dumps(data), encoding="utf-8")
 
 

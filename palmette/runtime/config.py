@@ -34,7 +34,7 @@ class ModelOptions:
 
     model_path: str = "smollm2"  # a .gguf file, a directory, "smollm2" or a hub name
     dtype: DType = "auto"  # "auto": GPU bfloat16; CPU the file's own blocks where the compiled core can, else float32
-    device: str = "auto"  # "cpu", "cuda", "cuda:1"; "auto": the GPU where there is one
+    device: str = "auto"  # "cpu", "cuda"; "auto": the GPU where there is one (CUDA_VISIBLE_DEVICES says which)
     cpu_kernels: CPUKernels = "auto"  # "auto": the compiled core where it can be used, else torch
     gpu_kernels: GPUKernels = "auto"  # "auto": Triton's on CUDA, else torch; "triton" on a CPU: its interpreter
     tensor_parallel: int = 1  # processes that share the model: GPUs from the first on, or parts of a CPU
@@ -47,7 +47,7 @@ class ModelOptions:
         _check_choice("cpu_kernels", self.cpu_kernels, get_args(CPUKernels))
         _check_choice("gpu_kernels", self.gpu_kernels, get_args(GPUKernels))
         if not isinstance(self.device, str) or not self.device:
-            raise InvalidOption("device", self.device, "'auto', 'cpu', 'cuda' or 'cuda:1'")
+            raise InvalidOption("device", self.device, "'auto', 'cpu' or 'cuda'")
         _check_int("tensor_parallel", self.tensor_parallel, 1, 64)
         if self.context_len is not None:
             _check_int("context_len", self.context_len, 2, 1 << 24)
@@ -79,7 +79,7 @@ class SchedulerConfig:
     """What goes into a step. Changes speed, never results."""
 
     max_running: int = 256  # requests that hold KV at once
-    chunk_size: int = 512  # tokens of a step; longer prompts are computed in several steps
+    chunk_size: int | None = None  # tokens of a step; longer prompts take several; None = CPU 512, GPU 8192
     policy: PolicyName = "longest_prefix"
     window: int = 256  # oldest waiting requests the policy orders; bounds the cost of a step
     max_overtaken: int = 256  # younger requests that may be admitted before one that waits
@@ -89,7 +89,8 @@ class SchedulerConfig:
 
     def __post_init__(self) -> None:
         _check_int("max_running", self.max_running, 1, 1 << 16)
-        _check_int("chunk_size", self.chunk_size, 1, 1 << 20)
+        if self.chunk_size is not None:
+            _check_int("chunk_size", self.chunk_size, 1, 1 << 20)
         _check_choice("policy", self.policy, get_args(PolicyName))
         _check_int("window", self.window, 1, 1 << 16)
         _check_int("max_overtaken", self.max_overtaken, 0, 1 << 30)
@@ -134,10 +135,9 @@ class RuntimeConfig:
     constraints: ConstraintConfig = field(default_factory=ConstraintConfig)
 
     def __post_init__(self) -> None:
-        if self.scheduler.chunk_size < self.cache.page_size:
-            raise InvalidOption(
-                "chunk_size", self.scheduler.chunk_size, f"at least the page size, {self.cache.page_size}"
-            )
+        chunk = self.scheduler.chunk_size
+        if chunk is not None and chunk < self.cache.page_size:
+            raise InvalidOption("chunk_size", chunk, f"at least the page size, {self.cache.page_size}")
 
 
 _PARTS = {"model": ModelOptions, "cache": CacheConfig, "scheduler": SchedulerConfig, "constraints": ConstraintConfig}
@@ -165,6 +165,8 @@ def runtime_config(model_path: str, options: Mapping[str, Any]) -> RuntimeConfig
 
 
 DEFAULT_KV_TOKENS = 16384
+DEFAULT_CHUNK = 512  # tokens: on a CPU a step of them takes long enough for those who decode beside it
+DEVICE_CHUNK = 8192  # a GPU's matrix units are filled by thousands
 
 
 class TokensThatFit(Protocol):
@@ -174,9 +176,13 @@ class TokensThatFit(Protocol):
 
 
 def resolve(
-    config: RuntimeConfig, *, model_context_len: int, tokens_that_fit: TokensThatFit | None = None
+    config: RuntimeConfig,
+    *,
+    model_context_len: int,
+    tokens_that_fit: TokensThatFit | None = None,
+    default_chunk: int = DEFAULT_CHUNK,
 ) -> RuntimeConfig:
-    """The same with nothing left open: context_len and kv_tokens are numbers, kv_tokens in whole pages.
+    """The same with nothing left open: context_len, kv_tokens and chunk_size are numbers, kv_tokens in whole pages.
 
     Args:
         tokens_that_fit: of a device whose memory is the pool's; None = the pool is made as large as a CPU needs.
@@ -196,6 +202,9 @@ def resolve(
         config,
         model=replace(config.model, context_len=context_len),
         cache=replace(config.cache, kv_tokens=kv_tokens),
+        scheduler=replace(
+            config.scheduler, chunk_size=config.scheduler.chunk_size or max(default_chunk, config.cache.page_size)
+        ),
     )
 
 

@@ -10,9 +10,11 @@ import torch
 
 from palmette.errors import InvalidOption
 from palmette.runtime.models.config import ModelConfig
+from palmette.runtime.paged_plan import DEFAULT_PAGED_LIMITS
 
 SPARE = 0.05  # of the device's memory: for the allocator's fragments, cuBLAS and captured graphs
-LOGIT_ROWS = 512
+LOGIT_ROWS = 1024  # of a step's draws: as computed, as captured steps write them, and as the sampler copies them
+MAX_ROWS = 512  # of the page table
 
 
 def slot_bytes(config: ModelConfig, kv_dtype: torch.dtype) -> int:
@@ -25,10 +27,12 @@ def step_bytes(config: ModelConfig, dtype: torch.dtype, *, chunk_size: int, cont
     """An upper bound of what one step holds beside weights and pool."""
     heads = config.num_heads + 2 * config.num_kv_heads
     widest = max(3 * config.intermediate_size, (heads + config.num_heads) * config.head_dim) + 4 * config.hidden_size
-    gathered = 2 * context_len * config.num_kv_heads * config.head_dim * dtype.itemsize
-    logits = LOGIT_ROWS * config.vocab_size * (4 + 4 + dtype.itemsize)
-    partials = (1 << 14) * config.num_heads * (config.head_dim + 1) * 4
-    return chunk_size * widest * dtype.itemsize + gathered + logits + partials
+    limits = DEFAULT_PAGED_LIMITS
+    gathered = 2 * limits.max_gathered * config.num_kv_heads * config.head_dim * dtype.itemsize
+    logits = max(LOGIT_ROWS, chunk_size) * config.vocab_size * (4 + dtype.itemsize)  # all of a prompt's where asked for
+    partials = limits.max_partials * config.num_heads * (config.head_dim + 1) * 4
+    page_table = MAX_ROWS * context_len * 4
+    return chunk_size * widest * dtype.itemsize + gathered + logits + partials + page_table
 
 
 def tokens_that_fit(

@@ -39,6 +39,7 @@ class Mark(Protocol):
     """A place in the device's queue (torch.cuda.Event)."""
 
     def record(self) -> None: ...
+    def query(self) -> bool: ...
     def synchronize(self) -> None: ...
 
 
@@ -234,7 +235,10 @@ class Uploads:
     """A ring of pinned buffers: each is filled by the host, copied to the device in one go, and used again once the
     device has read it."""
 
-    def __init__(self, device: torch.device, new_mark: Callable[[], Mark] | None, *, pinned: bool, ring: int = 4):
+    def __init__(
+        self, device: torch.device, new_mark: Callable[[], Mark] | None, *, pinned: bool, ring: int = 4, most: int = 256
+    ):
+        self._most = most
         self._device, self._new_mark, self._pinned = device, new_mark, pinned
         self._buffers = [torch.empty(0, dtype=torch.uint8) for _ in range(ring)]
         self._marks: list[Mark | None] = [None] * ring
@@ -242,11 +246,7 @@ class Uploads:
 
     def block(self, *parts: tuple[DTypeLike, tuple[int, ...]]) -> Block:
         """Room for arrays of these dtypes and shapes; to be filled and sent before the next is asked for."""
-        place = self._next
-        self._next = (place + 1) % len(self._buffers)
-        mark = self._marks[place]
-        if mark is not None:
-            mark.synchronize()
+        place = self._free_place()
         bounds, size = [], 0
         for dtype, shape in parts:
             length = math.prod(shape) * np.dtype(dtype).itemsize
@@ -256,6 +256,19 @@ class Uploads:
             room = 1 << (size - 1).bit_length()
             self._buffers[place] = torch.empty(room, dtype=torch.uint8, pin_memory=self._pinned)
         return Block(self, place, size, parts, bounds)
+
+    def _free_place(self) -> int:
+        """The next buffer, if the device has read it; else a new one, and only behind `most` of them a wait."""
+        place = self._next % len(self._buffers)
+        mark = self._marks[place]
+        if mark is not None and not mark.query():
+            if len(self._buffers) < self._most:
+                self._buffers.insert(place, torch.empty(0, dtype=torch.uint8))
+                self._marks.insert(place, None)
+            else:
+                mark.synchronize()
+        self._next = place + 1
+        return place
 
     def send(self, place: int, size: int) -> Tensor:
         sent = torch.empty(size, dtype=torch.uint8, device=self._device)

@@ -183,8 +183,9 @@ def start(
             tokens = ops.sample(rows, [draws.ready[i] for i in some])
             groups.append(Group(some, tokens, ops.token_logprobs(rows, tokens, _top(parts, some)) if asks else None))
     some = [i for i in drawing if i in draws.unsteered]
-    rows = take_rows(logits, [last[i] for i in some])
-    free = ops.sample(rows, [draws.unsteered[i] for i in some]) if some else Now([])
+    free: Later[list[int]] = Now([])
+    if some:
+        free = ops.sample(take_rows(logits, [last[i] for i in some]), [draws.unsteered[i] for i in some])
     unsteered = {i: _item(free, place) for place, i in enumerate(some)}
     lost = [i for i in range(len(parts)) if i in draws.errors or (i in draws.ready and i in bad)]
     return Evaluation(step, draws.errors, pooled, finite, groups, unsteered, prompt, forced, trie, lost)

@@ -55,7 +55,7 @@ def kv_specs(config: ModelConfig, dtype: torch.dtype) -> tuple[LayerKVSpec, ...]
 
 
 class KVPool:
-    """Keys and values of `num_slots` tokens for every layer, zeroed, and one more slot that stays zero.
+    """Keys and values of `num_slots` tokens for every layer, zeroed, and one more slot that nobody owns.
 
     A sliding-window layer is stored like a full one; its attention masks.
     TODO: give windows their own slot group with tombstones (needs the radix tree's component per group).

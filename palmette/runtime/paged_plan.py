@@ -41,6 +41,8 @@ class PagedLimits:
     extend: int = 128  # query rows of an extend tile
     key_tile: int = 128  # extend tiles begin at its multiples
     gather_from: int = 512  # new tokens of a row whose keys are gathered first
+    max_partials: int = 1 << 16  # of a step: 1 GB at 32 heads of 128; rows beyond are extended, though they are short
+    max_gathered: int = 1 << 17  # keys gathered in a step, rows beyond are read through the page table
 
 
 DEFAULT_PAGED_LIMITS = PagedLimits()
@@ -124,8 +126,8 @@ def plan_attention(
         if row.tree is not None:
             last_keys[row.first_token : row.first_token + row.count] = row.tree.prefix_len - 1
     trees, words = _tree_words(rows, len(positions), window)
-    short = [row for row in rows if row.count <= limits.short]
-    long = [row for row in rows if row.count > limits.short]
+    short, long = _by_length(rows, limits)
+    gathered, paged = _by_gathering(long, limits)
     splits, pairs, merge_tokens, merge_firsts = _plan_splits(short, table, r, window, limits)
     return PlanArrays(
         rows=np.repeat(np.array([row.row for row in rows], np.int32), counts),
@@ -139,10 +141,39 @@ def plan_attention(
         merge_firsts=merge_firsts,
         extends=tuple(
             _plan_extend(some, r, window, limits, gathers=gathers)
-            for gathers in (True, False)
-            if (some := [row for row in long if (row.count >= limits.gather_from) == gathers])
+            for some, gathers in ((gathered, True), (paged, False))
+            if some
         ),
     )
+
+
+def _by_length(rows: Sequence[PagedRow], limits: PagedLimits) -> tuple[list[PagedRow], list[PagedRow]]:
+    """Rows that are split, and rows that are extended."""
+    short: list[PagedRow] = []
+    long: list[PagedRow] = []
+    left = limits.max_partials
+    for row in rows:
+        partials = row.count * -(-row.end // limits.cut)
+        if row.count > limits.short or partials > left:
+            long.append(row)
+        else:
+            short.append(row)
+            left -= partials
+    return short, long
+
+
+def _by_gathering(rows: Sequence[PagedRow], limits: PagedLimits) -> tuple[list[PagedRow], list[PagedRow]]:
+    """Of rows that are extended, those whose keys are gathered first, and the others."""
+    gathered: list[PagedRow] = []
+    paged: list[PagedRow] = []
+    left = limits.max_gathered
+    for row in rows:
+        if row.count < limits.gather_from or row.end > left:
+            paged.append(row)
+        else:
+            gathered.append(row)
+            left -= row.end
+    return gathered, paged
 
 
 # -- tries ---------------------------------------------------------------------------------------------------------

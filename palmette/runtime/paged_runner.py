@@ -43,7 +43,7 @@ from palmette.runtime.paged_plan import DEFAULT_PAGED_LIMITS, PagedLimits
 from palmette.runtime.scheduled import ScheduledBatch, ScheduledRow
 from palmette.runtime.staging import Staging
 
-MAX_GRAPH_TOKENS = 512  # tokens of a step that is captured; longer ones keep the device busy while they are launched
+MAX_GRAPH_TOKENS = 256  # tokens of a step that is captured; longer ones keep the device busy while they are launched
 MAX_GRAPH_PARTIALS = 1 << 14  # what a captured step may hold of partial results: 0.27 GB at 32 heads of 128
 MAX_GRAPHS = 64  # captured at most; the one that was not used for longest goes
 
@@ -54,7 +54,6 @@ class _Captured:
 
     inputs: StepInputs
     graph: torch.cuda.CUDAGraph | None = None
-    logits: Tensor | None = None  # what the graph writes
 
 
 class PagedRunner:
@@ -107,9 +106,11 @@ class PagedRunner:
             config.num_heads, config.num_kv_heads, config.windows, self.kv_pool.pad_slot, limits=limits
         )
         self._uses_graphs = device.type == "cuda" if graphs is None else graphs
-        self._updates = Staging(device)
+        self._updates = Staging(device, turns=8)  # with embeddings several in a step
+        self._drawn_now = Staging(device, 64, turns=8)
         self._inputs = StepInputs(self._page_table, self._shape)
         self._captured: dict[Bucket, _Captured] = {}
+        self._graph_logits: Tensor | None = None  # what every graph writes: a buffer each would be gigabytes
         self._graph_pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
     @torch.inference_mode()
@@ -147,6 +148,7 @@ class PagedRunner:
         hidden = self.model.forward(self._inputs.send(host).as_batch(self._drawn), self.kv_pool)
         return F.normalize(hidden[-1].float(), dim=0)
 
+    @torch.inference_mode()
     def keep_drawn(self, rows: Sequence[int], tokens: Later[list[int]]) -> None:
         """Remember the token drawn last for each of these rows; a later batch names it DRAWN.
 
@@ -155,13 +157,14 @@ class PagedRunner:
         """
         if not rows:
             return
+        staging = self._drawn_now
         known: Tensor | None = getattr(tokens, "tokens", None)
+        staging.begin()
+        staging.fit(2 * len(rows), 2)
+        where = staging.put(np.array(rows, np.int32))
         if known is None:
-            known = torch.tensor(tokens.get(), dtype=torch.int32, device=self._drawn.device)
-        self._updates.begin()
-        self._updates.fit(len(rows), 1)
-        where = self._updates.put(np.array(rows, np.int32))
-        self._updates.send()
+            known = staging.put(np.array(tokens.get(), np.int32))
+        staging.send()
         self._drawn.index_copy_(0, where.long(), known)
 
     # -- private -----------------------------------------------------------------------------------------------
@@ -193,10 +196,13 @@ class PagedRunner:
         sent = captured.inputs.send(host)
         if self._graph_pool is None:
             return self._compute(sent)
-        if captured.graph is None or captured.logits is None:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._graph_pool, capture_error_mode="thread_local"):
-                captured.logits = self._compute(sent)
-            captured.graph = graph
+        if self._graph_logits is None:
+            shape = (MAX_GRAPH_TOKENS, self.config.vocab_size)
+            self._graph_logits = torch.empty(shape, dtype=torch.float32, device=self.model.device)
+        logits = self._graph_logits[: bucket.num_tokens]
+        if captured.graph is None:
+            captured.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(captured.graph, pool=self._graph_pool, capture_error_mode="thread_local"):
+                logits.copy_(self._compute(sent))
         captured.graph.replay()
-        return captured.logits
+        return logits

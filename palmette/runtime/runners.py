@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from functools import partial
 from typing import Final
 
@@ -9,7 +10,7 @@ import torch
 
 from palmette.errors import InvalidOption
 from palmette.runtime.compiled_runner import CompiledRunner
-from palmette.runtime.config import RuntimeConfig, resolve
+from palmette.runtime.config import DEVICE_CHUNK, RuntimeConfig, resolve
 from palmette.runtime.device_memory import tokens_that_fit
 from palmette.runtime.model_runner import ModelRunner
 from palmette.runtime.models.compiled import CompiledDecoder
@@ -34,6 +35,7 @@ def settle(config: RuntimeConfig, loaded: LoadedModel) -> RuntimeConfig:
     model = loaded.model.decoder if isinstance(loaded.model, ParallelModel) else loaded.model
     if not isinstance(model, Decoder) or model.device.type != "cuda":
         return resolve(config, model_context_len=loaded.config.context_len)
+    gc.collect()  # an engine that ended may be part of a cycle, and its pool with it
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(model.device)
     fits = partial(
@@ -43,9 +45,11 @@ def settle(config: RuntimeConfig, loaded: LoadedModel) -> RuntimeConfig:
         total=total,
         dtype=model.dtype,
         kv_dtype=_KV_DTYPES.get(config.cache.kv_dtype, model.dtype),
-        chunk_size=config.scheduler.chunk_size,
+        chunk_size=config.scheduler.chunk_size or DEVICE_CHUNK,
     )
-    return resolve(config, model_context_len=loaded.config.context_len, tokens_that_fit=fits)
+    return resolve(
+        config, model_context_len=loaded.config.context_len, tokens_that_fit=fits, default_chunk=DEVICE_CHUNK
+    )
 
 
 def make_runner(loaded: LoadedModel, config: RuntimeConfig, *, num_rows: int) -> AnyRunner:

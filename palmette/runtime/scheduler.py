@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from palmette.errors import Cancelled, HoleTimeout, NumericalError, PalmetteError
-from palmette.runtime.config import SchedulerConfig
+from palmette.runtime.config import DEFAULT_CHUNK, SchedulerConfig
 from palmette.runtime.deadlines import Deadlines
 from palmette.runtime.memory import KVMemory
 from palmette.runtime.optimum import ReuseOptimum
@@ -119,7 +119,8 @@ class Scheduler:
         return [self._end(job, FinishReason.FAILED, now, error) for job in self.jobs()]
 
     def retract(self, request_id: str) -> None:
-        """Send a running job back to the head of the queue. What it computed is cached, as far as it was applied."""
+        """Send a running job back to the head of the queue. What it computed is cached, as far as it was applied; what
+        a step in flight draws for it is drawn again."""
         self._requeue(self._running[request_id], keep=True)
 
     # -- a step ------------------------------------------------------------------------------------------------
@@ -235,7 +236,7 @@ class Scheduler:
             decoding = self._decoding()
         for job in decoding:
             plan.add_decode(job)
-        chunk = self._config.chunk_size
+        chunk = self._config.chunk_size or DEFAULT_CHUNK
         # Prompts go on however many decode: at least an eighth of the chunk is theirs.
         plan.budget = max(chunk - len(decoding), chunk // 8, self.memory.page_size)
 
@@ -390,6 +391,7 @@ class Scheduler:
             self.memory.drop(job)
 
     def _free_rows(self, job: AnyJob) -> None:
+        """Whoever gets a row has its entries written by a step behind all that is in flight, as with slots."""
         self._rows += job.rows
         job.row = -1
         if isinstance(job, ScoreJob):

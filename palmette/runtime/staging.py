@@ -2,8 +2,8 @@
 
     begin -> put, put, ...  -> send           put returns the place on the device; it holds the numbers after send
 
-Two pinned buffers take turns: one is filled while the device may still read the other. The buffer on the device is one:
-who reads it was queued before the copy that overwrites it.
+Pinned buffers take turns: one is filled while the device may still read others. The buffer on the device is one: who
+reads it was queued before the copy that overwrites it.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ _ALIGN = 4  # ints: sections begin at multiples of 16 bytes, as vector loads wan
 class Staging:
     """Used by one thread, on one stream."""
 
-    def __init__(self, device: torch.device, capacity: int = 1 << 12) -> None:
+    def __init__(self, device: torch.device, capacity: int = 1 << 12, *, turns: int = 2) -> None:
         """
         Args:
-            capacity: ints of one step; grows where `put` needs more, and then what `put` returned before is stale.
+            capacity: ints sent at once; grows where `fit` needs more, and then what `put` returned before is stale.
+            turns: pinned buffers: what is sent n times between two waits for the device needs n + 1.
         """
-        self._device = device
+        self._device, self._turns = device, turns
         self._is_cuda = device.type == "cuda"
         self._turn = 0
         self._allocate(capacity)
 
     def begin(self) -> None:
-        """Start over. Waits if the device has not read what was sent two steps ago."""
-        self._turn ^= 1
+        """Start over. Waits if the device has not read what was sent `turns` times ago."""
+        self._turn = (self._turn + 1) % self._turns
         self._used = 0
         if self._is_cuda:
             self._read[self._turn].synchronize()
@@ -67,7 +68,7 @@ class Staging:
             self._read[self._turn].record()
 
     def _allocate(self, capacity: int) -> None:
-        self._host = [torch.zeros(capacity, dtype=torch.int32, pin_memory=self._is_cuda) for _ in range(2)]
+        self._host = [torch.zeros(capacity, dtype=torch.int32, pin_memory=self._is_cuda) for _ in range(self._turns)]
         self._on_device = torch.zeros(capacity, dtype=torch.int32, device=self._device)
-        self._read = [torch.Event(device=self._device) for _ in range(2)] if self._is_cuda else []
+        self._read = [torch.Event(device=self._device) for _ in range(self._turns)] if self._is_cuda else []
         self._used = 0

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import ast
+import asyncio
+import importlib
 import json
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from benchmarks.peers import protocol
 from benchmarks.peers.__main__ import main, measure
-from benchmarks.peers.engines import ENGINES, Engine, EngineFailed, EngineProcess, find_python
+from benchmarks.peers.engines import ENGINES, Engine, EngineFailed, EngineProcess, descendants, find_python
 from benchmarks.peers.environments import ENVIRONMENTS, python_of
 from benchmarks.peers.report import Figure, agreement, best_only, fields, figure, outputs_table, ratios, table
+from benchmarks.peers.serving import Server
 from benchmarks.peers.work import AnyRow, Extraction, Load, Row, work, write
 from palmette.runtime.models.tiny import tiny_model
 
@@ -56,6 +62,15 @@ def test_only_the_shared_row_shares(rows: list[AnyRow]) -> None:
     assert len({prompt[:24] for prompt in row_named(rows, "decode_64_64").prompts}) == 64
 
 
+def test_a_prompts_text_is_the_text_of_its_tokens(rows: list[AnyRow]) -> None:
+    encoder = tiny_model().tokenizer
+    for row in rows:
+        if isinstance(row, Row):
+            assert [tuple(encoder.encode(text)) for text in row.texts] == list(row.prompts)
+            assert all(text.startswith(row.shared_text) for text in row.texts)
+            assert len(encoder.encode(row.shared_text)) == row.shared_len
+
+
 def test_the_work_is_the_same_every_time(rows: list[AnyRow], tmp_path: Path) -> None:
     write(tmp_path / "a", rows, model={}, threads=2)
     write(tmp_path / "b", work(tiny_model().tokenizer), model={}, threads=2)
@@ -83,6 +98,7 @@ def test_a_peer_script_imports_the_standard_library_and_the_protocol_alone() -> 
             for name in names:
                 assert name.split(".")[0] in sys.stdlib_module_names or name in {
                     "benchmarks.peers.protocol",
+                    "benchmarks.peers.serving",
                     "benchmarks.peers.transformers",  # outlines runs on it
                 }, (file.name, name)
 
@@ -110,7 +126,7 @@ def test_a_watch_gives_no_figure_for_a_request_without_tokens() -> None:
 
 # A peer that needs nothing: it answers with its prompts' last tokens, or does what its variant says.
 FAKE = """
-import os, sys, time
+import os, subprocess, sys, time
 from benchmarks.peers.protocol import main
 
 class Fake:
@@ -119,6 +135,8 @@ class Fake:
         print("a library says hello on standard output")
         if variant == "cannot load":
             raise OSError("the file is broken")
+        if variant == "starts another":
+            self.other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     def generate(self, row, watch):
         if self.variant == "dies":
             os._exit(3)
@@ -171,16 +189,39 @@ def test_a_process_answers_rows_and_keeps_what_a_library_prints_to_itself(fake: 
 def test_a_process_that_is_not_asked_is_stopped(fake: Any) -> None:
     process = fake("fine")
     process.wait_until_loaded()
-    stat = Path(f"/proc/{process.pid}/stat")
-    if not stat.exists():
+    assert comes_true(lambda: state_of(process.pid) == "T")
+
+
+def test_what_a_peer_started_is_stopped_and_ended_with_it(fake: Any) -> None:
+    process = fake("starts another")
+    process.wait_until_loaded()
+    assert state_of(process.pid)
+    (child,) = descendants(process.pid)
+    assert child in descendants(os.getpid())
+    assert comes_true(lambda: state_of(child) == "T")
+    assert process.ask("r")["value"] > 0
+    assert comes_true(lambda: state_of(child) == "T")
+    process.close()
+    assert comes_true(lambda: state_of(child) in ("", "Z"))
+
+
+def state_of(pid: int) -> str:
+    """As the system has it: T = stopped, Z = ended and not yet told; "" = gone."""
+    if not Path("/proc/self/stat").exists():
         pytest.skip("no /proc here")
-    state = ""
-    for _ in range(1000):  # the signal is on its way
-        state = stat.read_text().rsplit(")", 1)[1].split()[0]
-        if state == "T":
-            break
-        time.sleep(0.001)
-    assert state == "T"
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def comes_true(condition: Callable[[], bool]) -> bool:
+    """Signals are on their way for a while."""
+    for _ in range(2000):
+        if condition():
+            return True
+        time.sleep(0.005)
+    return False
 
 
 def test_what_goes_wrong_in_a_peer_is_its_answer(fake: Any) -> None:
@@ -225,6 +266,110 @@ def test_every_engine_has_an_environment_that_can_be_made() -> None:
     assert python_of(Path("~/x"), "vllm").is_absolute()
 
 
+# -- clients of our server, and LMQL -----------------------------------------------------------------------------------
+
+SERVER = """
+import http.server, json
+class Echo(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        told = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        body = json.dumps([self.path, told, self.headers["authorization"]]).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *args):
+        pass
+server = http.server.HTTPServer(("127.0.0.1", 0), Echo)
+print("a word before", flush=True)
+print(f"ready on http://127.0.0.1:{server.server_port}/ now", flush=True)
+server.serve_forever()
+"""
+
+
+def test_a_server_is_started_asked_and_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PALMETTE_URL", raising=False)
+    monkeypatch.setenv("PALMETTE_API_KEY", "of another server")
+    server = Server([sys.executable, "-c", SERVER])
+    try:
+        assert server.ask("/generate", {"n": 1}) == ["/generate", {"n": 1}, None]
+        monkeypatch.setenv("PALMETTE_URL", server.url + "/")
+        given = Server([])
+        assert given.ask("/x", {}) == ["/x", {}, "Bearer of another server"]
+        given.close()  # leaves it alone
+        assert server.ask("/x", {})[0] == "/x"
+    finally:
+        server.close()
+    with pytest.raises(OSError, match="refused"):
+        server.ask("/x", {})
+
+
+def test_a_server_that_does_not_come_up_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PALMETTE_URL", raising=False)
+    with pytest.raises(RuntimeError, match="exit code 3 and served nothing"):
+        Server([sys.executable, "-c", "print('no'); raise SystemExit(3)"])
+    with pytest.raises(ValueError, match="set PALMETTE_URL"):
+        Server([])
+
+
+def test_the_tokens_of_a_text_are_those_that_say_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def ask(path: str, data: dict[str, Any]) -> Any:
+        asked.append((path, data["text"], data["sampling_params"]["max_new_tokens"]))
+        return [{"text": " a", "output_ids": [1]}, {"text": " b", "output_ids": [2]}]
+
+    monkeypatch.setenv("PALMETTE_URL", "http://127.0.0.1:1")
+    server = Server([])
+    monkeypatch.setattr(server, "ask", ask)
+    row = {"name": "r", "texts": ["A", "B"], "num_new": 1}
+    assert server.written(row, [" a", " b"]) == server.written(row, [" a", " b"]) == [[1], [2]]
+    assert asked == [("/generate", ["A", "B"], 1)]  # once
+    with pytest.raises(ValueError, match="1 of 2 prompts got another answer"):
+        server.written(row, [" a", " c"])
+
+
+def peer_module(monkeypatch: pytest.MonkeyPatch, name: str, **library: object) -> Any:
+    """The peer's module, beside a library of which there is only what is given."""
+    stand_in = ModuleType(name)
+    vars(stand_in).update(library)
+    monkeypatch.setitem(sys.modules, name, stand_in)
+    monkeypatch.delitem(sys.modules, f"benchmarks.peers.{name}", raising=False)
+    module = importlib.import_module(f"benchmarks.peers.{name}")
+    monkeypatch.delitem(sys.modules, f"benchmarks.peers.{name}")
+    return module
+
+
+def test_lmql_fills_a_field_behind_those_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, str]] = []
+
+    def query(source: str, is_async: bool) -> Any:
+        kind = "integer" if "INT(X)" in source else "string"
+
+        async def fill(prompt: str, model: Any, decoder: str) -> Any:
+            await asyncio.sleep(0)
+            seen.append((kind, prompt))
+            return {"integer": 36, "string": "Ada"}[kind]
+
+        return fill
+
+    module = peer_module(monkeypatch, "lmql", query=query, model=lambda name, **options: name)
+    peer = module.LMQL({"model": {"fp32": "folder"}}, "")
+    loading, seen[:] = seen[:], []
+    assert len(loading) == 1
+    schema = {"properties": {"name": {"type": "string"}, "age": {"type": "integer"}, "city": {"type": "string"}}}
+    try:
+        _, texts = peer.extract({"instructions": "I", "texts": ["T", "U"], "schema": schema})
+    finally:
+        peer._loop.close()
+    assert texts == ['{"name": "Ada", "age": 36, "city": "Ada"}'] * 2
+    assert [pair for pair in seen if pair[1].startswith("IT")] == [
+        ("string", 'IT{"name": "'),
+        ("integer", 'IT{"name": "Ada", "age": '),
+        ("string", 'IT{"name": "Ada", "age": 36, "city": "'),
+    ]
+
+
 # -- the report --------------------------------------------------------------------------------------------------------
 
 
@@ -243,10 +388,22 @@ def test_ratios_say_times_as_fast_for_rates_and_for_seconds(rows: list[AnyRow]) 
         "transformers": None,
     }
     rate = ratios(row_named(rows, "decode_1_64"), figures)
-    assert rate == {"ours/best": 1.25, "goal": 1.25, "q/Q4_1": 2.0, "q/Q4_0": 1.25, "32/fp32": 1.5}
+    assert rate == {"ours/best": 1.25, "goal": 1.25, "q/Q4_1": 2.0, "q/Q4_0": 1.25, "32/fp32": 1.5, "srv/sgl": None}
     seconds = ratios(row_named(rows, "shared_32"), figures)
     assert seconds["ours/best"] == 20 / 30  # the quickest of ours and of theirs
     assert seconds["q/Q4_0"] == 0.8
+
+
+def test_a_client_of_our_server_is_compared_with_our_programs_on_it_alone(rows: list[AnyRow]) -> None:
+    figures: dict[str, Figure | None] = {
+        "palmette": Figure(100, 0, 1),
+        "palmette_served": Figure(90, 0, 1),
+        "sglang": Figure(60, 0, 1),
+        "vllm": Figure(20, 0, 1),
+    }
+    found = ratios(row_named(rows, "decode_1_64"), figures)
+    assert found["srv/sgl"] == 1.5
+    assert found["ours/best"] == 5.0
 
 
 def test_the_best_round_is_the_largest_rate_and_the_fewest_seconds(rows: list[AnyRow]) -> None:
@@ -277,7 +434,7 @@ def test_the_table_has_a_line_a_row_and_tells_what_is_missing(rows: list[AnyRow]
     }
     lines = table(rows, samples).splitlines()
     assert len(lines) == 1 + len(rows)
-    assert lines[1].split()[-8:] == ["150", "±20%", "60", "2.50", "1.25", "-", "-", "-"]
+    assert lines[1].split()[-9:] == ["150", "±20%", "60", "2.50", "1.25", "-", "-", "-", "-"]
     assert "3 of 48 fields right" in outputs_table(rows, samples)
     assert "50.0% of tokens as palmette" in outputs_table(rows, samples)
 
@@ -290,6 +447,17 @@ def test_the_command_runs_on_the_tiny_model(tmp_path: Path, capsys: pytest.Captu
     assert all("value" in answers[0] for answers in samples.values())
     assert len(samples) == 3
     assert "palm. fp32" in capsys.readouterr().out
+
+
+def test_our_programs_write_the_same_through_our_server(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    chosen = ["--peers", "palmette", "palmette_served", "--rows", "decode_1_64", "shared_32", "extraction"]
+    main(["--model", "tiny", "--root", str(tmp_path), *chosen, "--rounds", "1", "--json", str(out)])
+    samples = json.loads(out.read_text())["samples"]
+    for name, key in (("decode_1_64", "outputs"), ("shared_32", "outputs"), ("extraction", "texts")):
+        here, served = (samples[engine][name][0][key] for engine in ("palmette", "palmette_served"))
+        assert here
+        assert served == here
 
 
 def test_an_unknown_row_is_refused(tmp_path: Path) -> None:

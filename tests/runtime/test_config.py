@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 
 from palmette.errors import InvalidOption
-from palmette.runtime.config import CacheConfig, ModelOptions, RuntimeConfig, SchedulerConfig, resolve
+from palmette.runtime.config import (
+    DEFAULT_CHUNK,
+    DEVICE_CHUNK,
+    CacheConfig,
+    ModelOptions,
+    RuntimeConfig,
+    SchedulerConfig,
+    resolve,
+)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +56,12 @@ def test_what_is_left_open_is_settled_by_the_model() -> None:
     assert settled.model.context_len == 512
     assert settled.cache.kv_tokens == 992
     assert resolve(RuntimeConfig(), model_context_len=1 << 15).cache.kv_tokens == 1 << 15
+    assert settled.scheduler.chunk_size == DEFAULT_CHUNK
+    asked = RuntimeConfig(scheduler=SchedulerConfig(chunk_size=64))
+    assert resolve(asked, model_context_len=512, default_chunk=DEVICE_CHUNK).scheduler.chunk_size == 64
+    assert (
+        resolve(RuntimeConfig(), model_context_len=512, default_chunk=DEVICE_CHUNK).scheduler.chunk_size == DEVICE_CHUNK
+    )
 
 
 def test_a_pool_on_a_device_takes_what_fits() -> None:

@@ -187,6 +187,9 @@ class FakeMark:
     def record(self) -> None:
         self._log.append(f"record {self._name}")
 
+    def query(self) -> bool:
+        return False  # a device that is far behind
+
     def synchronize(self) -> None:
         self._log.append(f"wait {self._name}")
 
@@ -194,7 +197,7 @@ class FakeMark:
 def test_a_buffer_waits_for_the_device_before_it_is_filled_again() -> None:
     log: list[str] = []
     names = iter("abcdefgh")
-    uploads = Uploads(DEVICE, lambda: FakeMark(log, next(names)), pinned=False, ring=2)
+    uploads = Uploads(DEVICE, lambda: FakeMark(log, next(names)), pinned=False, ring=2, most=2)
     for value in range(5):
         block = uploads.block((np.float64, (1,)), (np.int32, (3,)), (np.float32, (2, 2)))
         block.host[0][:], block.host[1][:], block.host[2][:] = 0.5, value, 1.5
@@ -204,6 +207,18 @@ def test_a_buffer_waits_for_the_device_before_it_is_filled_again() -> None:
         assert third.tolist() == [[1.5, 1.5]] * 2
         assert second.data_ptr() % 16 == third.data_ptr() % 16 == 0
     assert log == ["record a", "record b", "wait a", "record c", "wait b", "record d", "wait c", "record e"]
+
+
+def test_many_uploads_in_a_step_take_more_buffers_and_wait_for_nothing() -> None:
+    log: list[str] = []
+    uploads = Uploads(DEVICE, lambda: FakeMark(log, "x"), pinned=False, ring=2, most=6)
+    sent = []
+    for value in range(6):
+        block = uploads.block((np.int32, (3,)))
+        block.host[0][:] = value
+        sent += block.send()
+    assert [part.tolist() for part in sent] == [[value] * 3 for value in range(6)]
+    assert log == ["record x"] * 6
 
 
 def test_a_result_waits_for_its_copy_and_only_when_asked() -> None:

@@ -108,6 +108,13 @@ def test_it_gives_the_plain_engines_tokens_by_definition(seed: int, overlap: str
     assert_same(got, wanted, requests)
 
 
+def test_a_long_prompt_brings_more_table_entries_than_places_were_made_for() -> None:
+    request = generate("long", "ab" * 900, 3)
+    options: dict[str, Any] = {"kv_tokens": 2000, "context_len": 1900, "chunk_size": 1801}
+    wanted = drive(engine(**options), [request])
+    assert_same(drive(paged_engine(TorchKernels(), **options), [request]), wanted, [request])
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_so_does_triton(family: str) -> None:
     requests = work(2, 3)

@@ -155,6 +155,27 @@ def cuts_by_token(plan: PlanArrays, first: int, count: int) -> list[list[tuple[i
     return [[cut for _, (mine, cut) in sorted(where.items()) if mine == first + token] for token in range(count)]
 
 
+def test_partials_are_bounded_and_whoever_does_not_fit_is_extended() -> None:
+    table = np.arange(6 * 200, dtype=np.int32).reshape(6, 200)
+    rows = [PagedRow(row, 2 * row, 150, np.array([150, 151])) for row in range(6)]
+    bounded = plan_attention(rows, table, num_heads=4, num_kv_heads=2, limits=replace(LIMITS, max_partials=50))
+    assert len(bounded.pairs) == 2 * 2 * 10  # two rows of two tokens over ten cuts
+    assert sorted(bounded.merge_tokens.tolist()) == [0, 1, 2, 3]
+    [extend] = bounded.extends
+    assert sorted(extend.tiles[:, 1].tolist()) == [4, 6, 8, 10]
+
+
+def test_what_is_gathered_is_bounded_and_the_rest_is_read_through_the_page_table() -> None:
+    table = np.arange(3 * 200, dtype=np.int32).reshape(3, 200)
+    rows = [PagedRow(row, 50 * row, 100, np.arange(100, 150)) for row in range(3)]
+    gathered, paged = plan_attention(
+        rows, table, num_heads=4, num_kv_heads=2, limits=replace(LIMITS, max_gathered=310)
+    ).extends
+    assert gathered.scratch_len == 300
+    assert paged.gathered is None
+    assert set(paged.tiles[:, 0].tolist()) == {2}
+
+
 def test_a_step_of_decodes_is_planned_by_numpy_alone() -> None:
     """No Python loop over cuts: the number of numpy calls does not depend on the length of the contexts."""
     table = np.arange(4 * 100_000, dtype=np.int32).reshape(4, 100_000)

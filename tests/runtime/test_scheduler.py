@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from palmette.errors import Cancelled, HoleTimeout, NumericalError
-from palmette.runtime.config import PolicyName, SchedulerConfig
+from palmette.runtime.config import DEFAULT_CHUNK, PolicyName, SchedulerConfig
 from palmette.runtime.memory import KVMemory
 from palmette.runtime.radix_cache import Place
 from palmette.runtime.radix_node import TOKEN_CODE
@@ -82,7 +82,7 @@ class Bench:
     def check_budget(self, step: ScheduledStep) -> None:
         decodes = sum(part.start >= part.job.extend_end for part in step.parts if part.trie is None)
         rest = step.batch.num_tokens - decodes
-        chunk, page_size = self.config.chunk_size, self.scheduler.memory.page_size
+        chunk, page_size = self.config.chunk_size or DEFAULT_CHUNK, self.scheduler.memory.page_size
         assert rest <= max(chunk - decodes, chunk // 8, page_size), "a step beyond its budget"
 
     def running(self) -> list[AnyJob]:

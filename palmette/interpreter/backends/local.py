@@ -31,7 +31,7 @@ class Runtime:
         chat_template: Jinja source to use instead of the model's own.
         **options: the fields of ModelOptions, CacheConfig, SchedulerConfig and ConstraintConfig
             (palmette.runtime.config), such as `kv_tokens`, `page_size`, `chunk_size`, `max_running`, `policy`,
-            `context_len`, `dtype`.
+            `context_len`, `dtype`, `device`, `kv_dtype`, `tensor_parallel`.
 
     Raises:
         ModelNotFound, CorruptModel, UnsupportedArchitecture: the model.

@@ -119,6 +119,7 @@ def split_attention(
     most = work.items.shape[0] * num_kv_heads
     if not most:
         return
+    product = dot_dtype(q.dtype)
     split_attention_kernel[(min(most, config.programs * num_processors(q.device)),)](
         q,
         kv.keys,
@@ -150,7 +151,9 @@ def split_attention(
         WINDOW=plan.window is not None,
         TREES=plan.trees is not None and plan.tree_words is not None,
         SCALES=kv.key_scales is not None,
-        DOT_DTYPE=dot_dtype(q.dtype),
+        DOT_DTYPE=product,
+        # weights times value scales leave the range of fp16
+        VALUE_DTYPE=tl.bfloat16 if kv.value_scales is not None and product == tl.float16 else product,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=config.num_warps,
         num_stages=config.num_stages,
@@ -191,6 +194,7 @@ def split_attention_kernel(
     TREES: tl.constexpr,
     SCALES: tl.constexpr,
     DOT_DTYPE: tl.constexpr,
+    VALUE_DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     num_heads = num_kv_heads * R
@@ -245,7 +249,7 @@ def split_attention_kernel(
             total = total * fade + tl.sum(p, 1)
             if SCALES:
                 p = p * tl.load(value_scales + slot * num_kv_heads + kv_head)[None, :]
-            acc = tl.dot(p.to(DOT_DTYPE), vt.to(DOT_DTYPE), acc * fade[:, None], input_precision=PRECISION)
+            acc = tl.dot(p.to(VALUE_DTYPE), vt.to(VALUE_DTYPE), acc * fade[:, None], input_precision=PRECISION)
             top = new_top
 
         if free_end < end:
@@ -297,7 +301,7 @@ def split_attention_kernel(
                 total = total * fade + tl.sum(p, 1)
                 if SCALES:
                     p = p * tl.load(value_scales + slot * num_kv_heads + kv_head, mask=wanted, other=0.0)[None, :]
-                acc = tl.dot(p.to(DOT_DTYPE), vt.to(DOT_DTYPE), acc * fade[:, None], input_precision=PRECISION)
+                acc = tl.dot(p.to(VALUE_DTYPE), vt.to(VALUE_DTYPE), acc * fade[:, None], input_precision=PRECISION)
                 top = new_top
 
         nothing = total == 0.0

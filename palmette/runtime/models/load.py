@@ -55,7 +55,7 @@ def load_model(
             weights, also of floats; "fp8", the same in float8 on a GPU.
         cpu_kernels: "torch", the reference; "auto", the compiled core where it is there and can compute this model,
             and a warning where not; or one of its instruction sets, "avx512", "avx2" or "portable".
-        device: "cpu", "cuda", "cuda:1", ..., or "auto": the GPU where there is one.
+        device: "cpu", "cuda", or "auto": the GPU where there is one.
         gpu_kernels: "auto", Triton's where the device is CUDA and triton is there; "torch", the reference; "triton",
             also on a CPU, where its interpreter (TRITON_INTERPRET=1) shows what they compute.
 
@@ -118,6 +118,8 @@ def find_device(device: torch.device | str) -> torch.device:
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         raise InvalidOption("device", str(device), f"'cpu', or 'cuda' where there is a GPU ({error})") from error
+    if found.index:
+        raise InvalidOption("device", str(device), "'cuda', with CUDA_VISIBLE_DEVICES naming the GPU")
     return found
 
 

@@ -46,6 +46,7 @@ def _case(
         "TREES": trees,
         "SCALES": pool is not None,
         "DOT_DTYPE": {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32}[dtype],
+        "VALUE_DTYPE": {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32}[dtype],
         "PRECISION": "ieee" if dtype == "fp32" else "tf32",
     }
     if one_kv_head:  # a 1 is compiled in

@@ -1,7 +1,7 @@
 """Makes Triton's interpreter twice as fast for the tests that import this.
 
-Each call of a jitted function within a kernel, tl.sum included, makes the interpreter patch `triton.language` anew, which
-takes more time than what is called. Once for each of triton's own modules is enough: a kernel's start patches what
+Each call of a jitted function within a kernel, tl.sum included, makes the interpreter patch `triton.language` anew, and
+that takes more time than what is called. Once for each of triton's own modules is enough: a kernel's start patches what
 kernels see, and nested calls undo nothing.
 """
 
