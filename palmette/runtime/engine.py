@@ -35,7 +35,7 @@ from palmette.runtime.output import Output
 from palmette.runtime.overlap import OverlappedLoop, Queued
 from palmette.runtime.parallel.runner import ParallelRunner
 from palmette.runtime.request import AnyJob, EmbedJob, GenerateJob, ScoreJob, refusal
-from palmette.runtime.runners import make_runner, settle
+from palmette.runtime.runners import make_runner, settle, warm_up
 from palmette.runtime.scheduled import ScheduledBatch
 from palmette.runtime.scheduler import Scheduler
 from palmette.runtime.stats import Stats
@@ -300,6 +300,8 @@ def build_engine(loaded: LoadedModel, config: RuntimeConfig | None = None) -> En
     assert cache.kv_tokens is not None, "settle leaves nothing open"
     assert context_len is not None, "settle leaves nothing open"
     runner = make_runner(loaded, config, num_rows=Scheduler.num_rows(config.scheduler))
+    if runner.kv_pool.is_on_gpu:
+        warm_up(runner, config)
     memory = KVMemory(cache.kv_tokens, cache.page_size, shares=cache.enabled, listens=cache.hints)
     scheduler = Scheduler(memory, config.scheduler, optimum=ReuseOptimum() if cache.measure_optimum else None)
     return EngineCore(

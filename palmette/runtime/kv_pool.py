@@ -85,6 +85,10 @@ class KVPool:
             tensor.zero_()
 
     @property
+    def is_on_gpu(self) -> bool:
+        return self._layers[0].keys.is_cuda
+
+    @property
     def num_bytes(self) -> int:
         return sum(t.numel() * t.element_size() for t in self._tensors())
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
+import logging
+import time
 from functools import partial
-from typing import Final
+from typing import Final, Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 
 from palmette.errors import InvalidOption
 from palmette.runtime.compiled_runner import CompiledRunner
@@ -19,8 +22,11 @@ from palmette.runtime.models.loaded import LoadedModel
 from palmette.runtime.paged_runner import PagedRunner
 from palmette.runtime.parallel.model import ParallelModel
 from palmette.runtime.parallel.runner import ParallelRunner
+from palmette.runtime.scheduled import ScheduledBatch, ScheduledRow, TreeRow
 
 _KV_DTYPES: Final = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+
+logger = logging.getLogger(__name__)
 
 AnyRunner = ModelRunner | CompiledRunner | PagedRunner | ParallelRunner
 
@@ -83,3 +89,51 @@ def make_runner(loaded: LoadedModel, config: RuntimeConfig, *, num_rows: int) ->
         assert context_len is not None, "settle leaves nothing open"
         return CompiledRunner(model, num_slots=num_slots, max_running_rows=num_rows, context_len=context_len)
     return ModelRunner(model, num_slots=num_slots, max_running_rows=num_rows, context_len=context_len)
+
+
+def warm_up(runner: AnyRunner, config: RuntimeConfig) -> None:
+    """Have a device compile what steps launch, before a request waits for it. What the pool holds is lost.
+
+    Long prompts, shorter ones, rows behind one prefix, nodes of a trie, and every way to draw: kernels are compiled for
+    kinds of work, not for numbers. Graphs are captured later, the first ones in milliseconds each.
+
+    Args:
+        config: settled.
+    """
+    num_slots, context_len = config.cache.kv_tokens, config.model.context_len
+    assert num_slots is not None, "settle leaves nothing open"
+    assert context_len is not None, "settle leaves nothing open"
+    rows = min(config.scheduler.max_running, 24)
+    longest = min(context_len - 8, num_slots - 8 * rows, config.scheduler.chunk_size or DEVICE_CHUNK, 600)
+    if longest < 1:
+        return
+    began = time.perf_counter()
+    prompt = tuple(range(longest))
+    shared = prompt[: longest - 1]
+    runner.forward(_one(ScheduledRow(0, _tokens(longest), 0, prompt, logits_from=longest - 1)))
+    some = min(20, longest)
+    runner.forward(_one(ScheduledRow(0, _tokens(some), 0, prompt[:some], logits_from=some - 1)))
+    after = [tuple(range(longest + 8 * row, longest + 8 * row + 8)) for row in range(rows)]
+    tree = TreeRow(len(shared), (-1, 0, 0), 0)
+    runner.forward(_one(ScheduledRow(0, _tokens(3), len(shared), after[0][:3], (0, shared), 0, tree)))
+    for num in {1, rows}:
+        found = [ScheduledRow(i, (0,), len(shared), after[i][:1], (0, shared), 0) for i in range(num)]
+        logits = runner.forward(ScheduledBatch(tuple(found)))
+    if isinstance(runner.ops, Warmable):
+        runner.ops.warm_up(logits)
+    logger.info("kernels were compiled in %.1f s", time.perf_counter() - began)
+
+
+@runtime_checkable
+class Warmable(Protocol):
+    """Operations that compile at first use; see device_ops.DeviceOps."""
+
+    def warm_up(self, logits: Tensor) -> None: ...
+
+
+def _one(row: ScheduledRow) -> ScheduledBatch:
+    return ScheduledBatch((row,))
+
+
+def _tokens(num: int) -> tuple[int, ...]:
+    return (0,) * num

@@ -8,13 +8,14 @@ import torch
 from palmette.errors import InvalidOption
 from palmette.native import NotBuilt
 from palmette.runtime.compiled_runner import CompiledRunner
-from palmette.runtime.config import CacheConfig, ModelOptions, RuntimeConfig
+from palmette.runtime.config import CacheConfig, ModelOptions, RuntimeConfig, SchedulerConfig
 from palmette.runtime.device_ops import DeviceOps
 from palmette.runtime.model_runner import ModelRunner
 from palmette.runtime.models.open_model import open_model
 from palmette.runtime.models.tiny import tiny_model
 from palmette.runtime.paged_runner import PagedRunner
-from palmette.runtime.runners import AnyRunner, make_runner, settle
+from palmette.runtime.runners import AnyRunner, make_runner, settle, warm_up
+from palmette.runtime.scheduled import ScheduledBatch, ScheduledRow
 
 
 def runner(config: RuntimeConfig) -> AnyRunner:
@@ -38,6 +39,26 @@ def test_a_compiled_model_is_the_cores() -> None:
     except NotBuilt as error:
         pytest.skip(str(error))
     assert isinstance(make_runner(loaded, settle(RuntimeConfig(), loaded), num_rows=2), CompiledRunner)
+
+
+@pytest.mark.parametrize("sizes", [(64, 64, 4), (2000, 900, 40), (9, 8, 1)])
+def test_warming_up_fits_into_any_pool(sizes: tuple[int, int, int]) -> None:
+    """On a GPU it compiles; here it shows that the work is well formed, whatever the sizes."""
+    kv_tokens, context_len, max_running = sizes
+    loaded = tiny_model()
+    config = RuntimeConfig(
+        ModelOptions("tiny", context_len=context_len),
+        CacheConfig(kv_tokens=kv_tokens),
+        SchedulerConfig(max_running=max_running),
+    )
+    config = settle(config, loaded)
+    runner = PagedRunner(
+        loaded.decoder, num_slots=kv_tokens, max_running_rows=max_running + 1, context_len=context_len, graphs=True
+    )
+    runner.ops = DeviceOps(loaded.decoder.device)
+    warm_up(runner, config)
+    row = ScheduledRow(0, (1, 2), 0, (0, 1), logits_from=0)
+    assert runner.forward(ScheduledBatch((row,))).isfinite().all()
 
 
 @pytest.mark.parametrize(("kv_dtype", "held"), [("int8", torch.int8), ("fp8", torch.float8_e4m3fn)])

@@ -190,7 +190,7 @@ def masked_tile(block_n: int, block_d: int) -> int:
     return min(block_n, 32 if block_d > 128 else 64)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tiles"])  # any number of tiles is the same kernel
 def extend_attention_kernel(
     q,
     keys,

@@ -64,7 +64,7 @@ def gather_rows(kv: KVLayer, plan: PagedPlan, work: ExtendWork, scratch_keys: Te
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_spans"])  # any number of spans is the same kernel
 def gather_rows_kernel(
     keys,
     values,
