@@ -10,12 +10,8 @@ Used by one thread at a time. Knows no clock: time comes in as a number of secon
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from palmette.errors import InvalidOption, PalmetteError, RequestError
@@ -25,9 +21,6 @@ from palmette.runtime.compiling import Compiler
 from palmette.runtime.config import RuntimeConfig
 from palmette.runtime.evaluate import Evaluation, prepare, start
 from palmette.runtime.guide import Guide
-from palmette.runtime.kv_pool import KVPool
-from palmette.runtime.later import Later
-from palmette.runtime.logit_ops import LogitOps
 from palmette.runtime.memory import KVMemory
 from palmette.runtime.models.loaded import LoadedModel
 from palmette.runtime.optimum import ReuseOptimum
@@ -35,36 +28,13 @@ from palmette.runtime.output import Output
 from palmette.runtime.overlap import OverlappedLoop, Queued
 from palmette.runtime.parallel.runner import ParallelRunner
 from palmette.runtime.request import AnyJob, EmbedJob, GenerateJob, ScoreJob, refusal
+from palmette.runtime.runner import Runner
 from palmette.runtime.runners import make_runner, settle, warm_up
-from palmette.runtime.scheduled import ScheduledBatch
 from palmette.runtime.scheduler import Scheduler
 from palmette.runtime.stats import Stats
 from palmette.runtime.step import ScheduledStep, StepResults
 from palmette.runtime.tokenizer import Tokenizer
 from palmette.types import Event, FinishReason, GenerateRequest, ProgramEvent, Request, ScoreRequest
-
-
-class Runner(Protocol):
-    """What computes steps: ModelRunner or CompiledRunner."""
-
-    @property
-    def kv_pool(self) -> KVPool: ...
-    @property
-    def ops(self) -> LogitOps: ...
-    @property
-    def is_asynchronous(self) -> bool:
-        """Are results on their way when a call returns? Whatever is queued is done in the order of the calls."""
-        ...
-
-    def forward(self, batch: ScheduledBatch, masks: Sequence[NDArray[np.uint32] | None] | None = None) -> Tensor:
-        """The logits of a step; to be read, or reads of them queued, before the next forward pass is."""
-        ...
-
-    def embed(self, token_ids: tuple[int, ...], slots: tuple[int, ...], row: int) -> Tensor: ...
-
-    def keep_drawn(self, rows: Sequence[int], tokens: Later[list[int]]) -> None:
-        """tokens[i] was drawn for page-table row rows[i]: what DRAWN stands for in the next forward pass."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,20 +15,18 @@ from palmette.errors import InvalidOption
 from palmette.runtime.compiled_runner import CompiledRunner
 from palmette.runtime.config import DEVICE_CHUNK, RuntimeConfig, resolve
 from palmette.runtime.device_memory import tokens_that_fit
-from palmette.runtime.model_runner import ModelRunner
 from palmette.runtime.models.compiled import CompiledDecoder
 from palmette.runtime.models.decoder import Decoder
 from palmette.runtime.models.loaded import LoadedModel
-from palmette.runtime.paged_runner import PagedRunner
 from palmette.runtime.parallel.model import ParallelModel
+from palmette.runtime.parallel.rank_runner import make_rank_runner
 from palmette.runtime.parallel.runner import ParallelRunner
+from palmette.runtime.runner import Runner
 from palmette.runtime.scheduled import ScheduledBatch, ScheduledRow, TreeRow
 
 _KV_DTYPES: Final = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 
 logger = logging.getLogger(__name__)
-
-AnyRunner = ModelRunner | CompiledRunner | PagedRunner | ParallelRunner
 
 
 def settle(config: RuntimeConfig, loaded: LoadedModel) -> RuntimeConfig:
@@ -58,7 +56,7 @@ def settle(config: RuntimeConfig, loaded: LoadedModel) -> RuntimeConfig:
     )
 
 
-def make_runner(loaded: LoadedModel, config: RuntimeConfig, *, num_rows: int) -> AnyRunner:
+def make_runner(loaded: LoadedModel, config: RuntimeConfig, *, num_rows: int) -> Runner:
     """A runner with its pool and page table.
 
     Args:
@@ -75,23 +73,17 @@ def make_runner(loaded: LoadedModel, config: RuntimeConfig, *, num_rows: int) ->
         return ParallelRunner(
             model, num_slots=num_slots, max_running_rows=num_rows, context_len=context_len, kv_dtype=kv_dtype
         )
-    if isinstance(model, Decoder) and model.kernels.walks_pages:
-        return PagedRunner(
-            model,
-            num_slots=num_slots,
-            max_running_rows=num_rows,
-            context_len=context_len,
-            kv_dtype=_KV_DTYPES.get(kv_dtype),
+    if not isinstance(model, CompiledDecoder):
+        return make_rank_runner(
+            model, num_slots=num_slots, max_running_rows=num_rows, context_len=context_len, kv_dtype=kv_dtype
         )
     if kv_dtype != "auto":
         raise InvalidOption("kv_dtype", kv_dtype, "'auto' where Triton's kernels do not compute (device='cuda')")
-    if isinstance(model, CompiledDecoder):
-        assert context_len is not None, "settle leaves nothing open"
-        return CompiledRunner(model, num_slots=num_slots, max_running_rows=num_rows, context_len=context_len)
-    return ModelRunner(model, num_slots=num_slots, max_running_rows=num_rows, context_len=context_len)
+    assert context_len is not None, "settle leaves nothing open"
+    return CompiledRunner(model, num_slots=num_slots, max_running_rows=num_rows, context_len=context_len)
 
 
-def warm_up(runner: AnyRunner, config: RuntimeConfig) -> None:
+def warm_up(runner: Runner, config: RuntimeConfig) -> None:
     """Have a device compile what steps launch, before a request waits for it. What the pool holds is lost.
 
     Long prompts, shorter ones, rows behind one prefix, nodes of a trie, and every way to draw: kernels are compiled for

@@ -22,7 +22,7 @@ from palmette.kernels.cpu.library import choose_instruction_set, library
 from palmette.native import NotBuilt
 from palmette.runtime.byte_tokenizer import ByteTokenizer
 from palmette.runtime.compiled_runner import CompiledRunner
-from palmette.runtime.engine import EngineCore, Runner, build_engine
+from palmette.runtime.engine import EngineCore, build_engine
 from palmette.runtime.model_runner import ModelRunner
 from palmette.runtime.models.compiled import CompiledDecoder, compile_weights
 from palmette.runtime.models.config import FAMILIES
@@ -32,6 +32,7 @@ from palmette.runtime.models.gguf_model import GGUFSource, gguf_config
 from palmette.runtime.models.load import find_model, load_model
 from palmette.runtime.models.loaded import LoadedModel
 from palmette.runtime.models.weights import WeightSource
+from palmette.runtime.runner import Runner
 from palmette.runtime.scheduled import ScheduledBatch, ScheduledRow
 from palmette.types import GenerateRequest, SamplingParams
 from tests.acceptance.prompts import PROMPTS

@@ -14,11 +14,12 @@ from palmette.runtime.model_runner import ModelRunner
 from palmette.runtime.models.open_model import open_model
 from palmette.runtime.models.tiny import tiny_model
 from palmette.runtime.paged_runner import PagedRunner
-from palmette.runtime.runners import AnyRunner, make_runner, settle, warm_up
+from palmette.runtime.runner import Runner
+from palmette.runtime.runners import make_runner, settle, warm_up
 from palmette.runtime.scheduled import ScheduledBatch, ScheduledRow
 
 
-def runner(config: RuntimeConfig) -> AnyRunner:
+def runner(config: RuntimeConfig) -> Runner:
     loaded = open_model(config.model)
     return make_runner(loaded, settle(config, loaded), num_rows=4)
 

@@ -131,12 +131,15 @@ def choose_step_kernels(gpu_kernels: str, device: torch.device, name: str) -> St
         return TorchKernels()
     try:
         # triton is an optional dependency, which not every platform has
+        from palmette.kernels.gpu.launch import INTERPRETED
         from palmette.kernels.gpu.step_kernels import TritonKernels
     except ImportError as error:
         if gpu_kernels == "triton":
             raise InvalidOption("gpu_kernels", gpu_kernels, f"'torch': triton cannot be imported ({error})") from error
         logger.warning("%s runs on torch, many times slower than Triton's kernels: %s", name, error)
         return TorchKernels()
+    if device.type == "cpu" and not INTERPRETED:
+        raise InvalidOption("gpu_kernels", gpu_kernels, "'torch' on a CPU, or set TRITON_INTERPRET=1 before the start")
     return TritonKernels()
 
 

@@ -20,7 +20,8 @@ from palmette.runtime.logit_ops import LogitOps
 from palmette.runtime.parallel.group import InOne, LostRanks
 from palmette.runtime.parallel.open_shard import open_shard, open_whole
 from palmette.runtime.parallel.orders import AnyModel
-from palmette.runtime.parallel.rank_runner import RankRunner, make_rank_runner
+from palmette.runtime.parallel.rank_runner import make_rank_runner
+from palmette.runtime.runner import Runner
 from palmette.runtime.scheduled import ScheduledBatch
 
 T = TypeVar("T")
@@ -80,10 +81,10 @@ class InOneRunner:
         self._group.close()
         self._threads.shutdown()
 
-    def _together(self, step: Callable[[int, RankRunner], T]) -> T:
+    def _together(self, step: Callable[[int, Runner], T]) -> T:
         """Rank 0's result. The first error that is not another's consequence is raised, and no further step runs."""
 
-        def run(rank: int, runner: RankRunner) -> T:
+        def run(rank: int, runner: Runner) -> T:
             try:
                 return step(rank, runner)
             except BaseException:

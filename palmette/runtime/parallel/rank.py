@@ -26,8 +26,9 @@ from palmette.runtime.models.decoder import Decoder
 from palmette.runtime.parallel.group import Group, LostRanks
 from palmette.runtime.parallel.open_shard import open_shard, open_whole, rank_device
 from palmette.runtime.parallel.orders import Build, Embed, Forward, Frames, KeepDrawn, Load, Order, Report, Start, frame
-from palmette.runtime.parallel.rank_runner import RankRunner, make_rank_runner
+from palmette.runtime.parallel.rank_runner import make_rank_runner
 from palmette.runtime.parallel.team import describe, join
+from palmette.runtime.runner import Runner
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class Received:
 def serve_rank(orders: Iterator[Order], group: Group, device: torch.device, answer: BinaryIO) -> None:
     """Carry out orders until there are no more. Load and Build are answered; a step is not."""
     decoder: Decoder | None = None
-    runner: RankRunner | None = None
+    runner: Runner | None = None
     for order in orders:
         match order:
             case Load(model):
@@ -78,7 +79,7 @@ def serve_rank(orders: Iterator[Order], group: Group, device: torch.device, answ
                 _step(step, runner, group, device)
 
 
-def _step(order: Forward | Embed | KeepDrawn, runner: RankRunner, group: Group, device: torch.device) -> None:
+def _step(order: Forward | Embed | KeepDrawn, runner: Runner, group: Group, device: torch.device) -> None:
     match order:
         case Forward(batch):
             runner.forward(batch)

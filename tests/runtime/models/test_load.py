@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from palmette.errors import CorruptModel, InvalidOption, ModelNotFound, UnsupportedArchitecture
+from palmette.kernels.gpu import launch
 from palmette.runtime.models.decoder import Decoder
 from palmette.runtime.models.load import find_device, load_model
 from palmette.runtime.models.quantized import Kind, quantize_weights
@@ -213,6 +214,10 @@ def test_tritons_kernels_are_asked_for_by_name(checkpoint: Path, monkeypatch: py
     assert load_model(checkpoint, device="cpu", gpu_kernels="triton").decoder.kernels.walks_pages
     with pytest.raises(InvalidOption, match="gpu_kernels"):
         load_model(checkpoint, gpu_kernels="cuda")
+    with monkeypatch.context() as without:
+        without.setattr(launch, "INTERPRETED", False)
+        with pytest.raises(InvalidOption, match="TRITON_INTERPRET=1"):
+            load_model(checkpoint, device="cpu", gpu_kernels="triton")
     for name in [name for name in sys.modules if name.startswith(("triton", "palmette.kernels.gpu"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "triton", None)

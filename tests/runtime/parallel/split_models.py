@@ -10,7 +10,7 @@ import torch
 
 from palmette.runtime.admission import Limits
 from palmette.runtime.config import CacheConfig, RuntimeConfig, SchedulerConfig, resolve
-from palmette.runtime.engine import EngineCore, Runner
+from palmette.runtime.engine import EngineCore
 from palmette.runtime.memory import KVMemory
 from palmette.runtime.model_runner import ModelRunner
 from palmette.runtime.models.config import ALL_FAMILIES, ModelConfig
@@ -19,6 +19,7 @@ from palmette.runtime.models.tiny import RandomSource, tiny_config
 from palmette.runtime.models.weights import assemble
 from palmette.runtime.parallel.open_shard import open_whole
 from palmette.runtime.parallel.orders import RandomModel
+from palmette.runtime.runner import Runner
 from palmette.runtime.scheduler import Scheduler
 
 SEED = 1

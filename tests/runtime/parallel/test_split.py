@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from palmette.runtime.drawn import DRAWN
-from palmette.runtime.engine import Runner
 from palmette.runtime.later import Now
 from palmette.runtime.parallel.in_one import InOneRunner
 from palmette.runtime.parallel.runner import ParallelRunner
 from palmette.runtime.parallel.start import load_parallel
 from palmette.runtime.parallel.team import Team
+from palmette.runtime.runner import Runner
 from palmette.runtime.scheduled import ScheduledBatch, ScheduledRow, TreeRow
 from palmette.types import (
     ChoiceTrie,

@@ -18,10 +18,11 @@ from palmette.errors import PalmetteError
 from palmette.runtime.admission import Limits
 from palmette.runtime.config import Overlap
 from palmette.runtime.driver import EngineThread
-from palmette.runtime.engine import EngineCore, Runner
+from palmette.runtime.engine import EngineCore
 from palmette.runtime.memory import KVMemory
 from palmette.runtime.overlap import Queued
 from palmette.runtime.request import as_request_error, refusal
+from palmette.runtime.runner import Runner
 from palmette.runtime.scheduler import Scheduler
 from palmette.runtime.server import wire
 from palmette.runtime.server.engine_process import EngineServer
