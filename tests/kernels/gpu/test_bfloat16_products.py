@@ -73,4 +73,4 @@ def test_a_product_of_bfloat16_operands_is_right(name: str) -> None:
     torch.manual_seed(0)
     got, wanted = CASES[name]()
     error = (got.double() - wanted.double()).norm() / wanted.double().norm()
-    assert float(error) < 1e-2
+    assert float(error) < 1.5e-2
