@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 import numpy.typing as npt
@@ -50,20 +51,24 @@ class Slice:
 def build_slices(tokens: Sequence[tuple[bytes, int]], mask_words: int) -> tuple[Slice, ...]:
     """The slices of a vocabulary, given as (bytes, id), that are large enough to be worth a test."""
     out: list[Slice] = []
-    decoded = [(t, i, _try_text(t)) for t, i in tokens]
+    ordered = sorted(tokens)  # as tries want them
+    texts = [t for t, _ in ordered]
+    ids = np.fromiter((i for _, i in ordered), np.intp, len(texts))
+    num_bytes = np.fromiter(map(len, texts), np.intp, len(texts))
+    is_text = np.fromiter((_try_text(t) is not None for t in texts), bool, len(texts))
+    data = np.frombuffer(b"".join(texts), np.uint8)
+    begins = np.cumsum(num_bytes) - num_bytes
+    num_chars = np.add.reduceat((data & 0xC0) != 0x80, begins, dtype=np.intp) if len(texts) else num_bytes
     for chars, max_turns in _CLASSES:
-        members = {chr(c) for low, high in intersect(chars, _ASCII) for c in range(low, high + 1)}
-        beyond = chars[-1][1] == ANY[-1][1]
-        lengths: dict[int, list[int]] = {}
-        others: list[tuple[bytes, int]] = []
-        for token, token_id, text in decoded:
-            inside = text is not None and all(c in members or (beyond and c > "\x7f") for c in text)
-            if inside and text is not None:
-                lengths.setdefault(len(text), []).append(token_id)
-            else:
-                others.append((token, token_id))
-        if len(tokens) - len(others) < _WORTH_TOKENS:
+        outside = np.ones(256, bool)  # bytes that are in no character of the class
+        outside[[c for low, high in intersect(chars, _ASCII) for c in range(low, high + 1)]] = False
+        if chars[-1][1] == ANY[-1][1]:
+            outside[0x80:] = False  # every character beyond ASCII, whose bytes all are
+        inside = is_text & ~np.logical_or.reduceat(outside[data], begins) if len(texts) else is_text
+        if np.count_nonzero(inside) < _WORTH_TOKENS:
             continue
+        lengths, of_length = num_chars[inside], ids[inside]
+        others = Trie.of_sorted(list(compress(texts, ~inside)), num_bytes[~inside], ids[~inside])
         nodes: list[Edges] = [()]
         seen: dict[Edges, int] = {}
 
@@ -76,10 +81,11 @@ def build_slices(tokens: Sequence[tuple[bytes, int]], mask_words: int) -> tuple[
         assert char_graph(chars, _END, make, json=False) == len(nodes) - 1
         bits = np.zeros(mask_words * 32, bool)
         masks = []
-        for n in range(max(lengths) + 1):
-            bits[lengths.get(n, [])] = True
+        longest = int(lengths.max())
+        for n in range(longest + 1):
+            bits[of_length[lengths == n]] = True
             masks.append(pack(bits))
-        out.append(Slice(tuple(nodes), max_turns, max(lengths), tuple(masks), Trie.build(others)))
+        out.append(Slice(tuple(nodes), max_turns, longest, tuple(masks), others))
     return tuple(out)
 
 

@@ -44,13 +44,18 @@ class Trie:
     def build(tokens: Sequence[tuple[bytes, int]]) -> Trie:
         """`tokens` are (bytes, id), none empty."""
         ordered = sorted(tokens)
-        count = len(ordered)
-        lengths = np.fromiter((len(t) for t, _ in ordered), np.intp, count)
-        ids = np.fromiter((i for _, i in ordered), np.intp, count)
+        texts = [t for t, _ in ordered]
+        lengths = np.fromiter(map(len, texts), np.intp, len(texts))
+        return Trie.of_sorted(texts, lengths, np.fromiter((i for _, i in ordered), np.intp, len(texts)))
+
+    @staticmethod
+    def of_sorted(texts: Sequence[bytes], lengths: IndexArray, ids: IndexArray) -> Trie:
+        """Of tokens in the order of (bytes, id), given as their bytes, the lengths of these, and their ids."""
+        count = len(texts)
         depth = int(lengths.max(initial=0))
         starts = np.zeros(count + 1, np.intp)
         np.cumsum(lengths, out=starts[1:])
-        data = np.frombuffer(b"".join(t for t, _ in ordered), np.uint8)
+        data = np.frombuffer(b"".join(texts), np.uint8)
         levels: list[TrieLevel] = []
         node_of = np.zeros(count, np.intp)  # per token: its node at the level reached so far
         end_node = np.zeros(count, np.intp)

@@ -96,7 +96,10 @@ class FastTokenizer(Tokenizer):
         if token_id in self._vocabulary.literal:
             return text.encode()
         if self._vocabulary.byte_level:
-            return b"".join(bytes([_LETTERS[c]]) if c in _LETTERS else c.encode() for c in text)
+            try:
+                return text.translate(_BYTES).encode("latin-1")
+            except UnicodeEncodeError:  # a character that is no letter stands for itself
+                return b"".join(bytes([_LETTERS[c]]) if c in _LETTERS else c.encode() for c in text)
         byte = _BYTE_TOKEN.fullmatch(text)
         return bytes([int(byte[1], 16)]) if byte else text.replace("▁", " ").encode()
 
@@ -111,3 +114,5 @@ def _letters() -> Mapping[str, int]:
 
 
 _LETTERS: Final = _letters()
+# The same for str.translate; what is beyond ASCII and no letter leaves Latin-1, and so is noticed.
+_BYTES: Final = {**dict.fromkeys(range(128, 256), 256), **{ord(c): byte for c, byte in _LETTERS.items()}}
