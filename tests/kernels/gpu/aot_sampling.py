@@ -1,10 +1,10 @@
-"""Compilations of kernels/gpu/sampling.py and logprobs.py for a vocabulary of 128256; run by tests.kernels.gpu.aot."""
+"""Compilations of sampling.py, its parts, and logprobs.py for a vocabulary of 128256; run by tests.kernels.gpu.aot."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from palmette.kernels.gpu import logprobs, sampling
+from palmette.kernels.gpu import adjust_rows, logprobs, sampling, sampling_threshold
 from tests.kernels.gpu.aot import AotCase
 
 _CHUNK = 2048
@@ -60,10 +60,10 @@ def _sampling(logits: str) -> list[AotCase]:
     return [
         _case("survey", sampling.survey_kernel, logits, **filtered),
         _case("survey greedy, plain", sampling.survey_kernel, logits, HAS_FILTERS=False, sums=None, fill=None, **plain),
-        _case("narrow first", sampling.narrow_kernel, logits, LEVEL=0),
-        _case("narrow next", sampling.narrow_kernel, logits, LEVEL=1),
-        _case("gather", sampling.gather_kernel, logits),
-        _case("settle", sampling.settle_kernel, logits, num_warps=16),
+        _case("narrow first", sampling_threshold.narrow_kernel, logits, LEVEL=0),
+        _case("narrow next", sampling_threshold.narrow_kernel, logits, LEVEL=1),
+        _case("gather", sampling_threshold.gather_kernel, logits),
+        _case("settle", sampling_threshold.settle_kernel, logits, num_warps=16),
         _case("weigh", sampling.weigh_kernel, logits, **filtered),
         _case("weigh unfiltered", sampling.weigh_kernel, logits, **free),
         _case("draw", sampling.draw_kernel, logits, ANY_DRAWN=True, **filtered),
@@ -89,12 +89,12 @@ def _rest(logits: str) -> list[AotCase]:
     return [
         AotCase(
             f"copy {logits}",
-            sampling.copy_kernel,
+            adjust_rows.copy_kernel,
             {**base, "sources": "*i32", "copies": "*fp32", "vocab": "i32"},
             {"CHUNK": _CHUNK},
             divisible=wide,
         ),
-        AotCase(f"adjust {logits}", sampling.adjust_kernel, {**base, **entries}, {"ENTRIES": 256}, divisible=wide),
+        AotCase(f"adjust {logits}", adjust_rows.adjust_kernel, {**base, **entries}, {"ENTRIES": 256}, divisible=wide),
         AotCase(
             f"chunk_norms {logits}",
             logprobs.chunk_norms_kernel,

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from palmette.kernels import sampling as definition
-from palmette.kernels.gpu.sampling import Sizes, adjusted_rows, sample, sample_with_cuts
+from palmette.kernels.gpu.adjust_rows import adjusted_rows
+from palmette.kernels.gpu.sampling import Sizes, sample, sample_with_cuts
 from palmette.kernels.sampling import Adjustments, RowDraws
 from palmette.runtime import sampler
 from palmette.runtime.sampler import Draw, draw_margin, filtered_weights, uniform
