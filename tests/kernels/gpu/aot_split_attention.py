@@ -74,9 +74,9 @@ def _case(
 
 
 CASES = [
-    _case("decode", block_m=16, wants=("HMMA",)),
-    _case("cascade 64", block_m=64, wants=("HGMMA",)),
-    _case("cascade 128", block_m=128, wants=("HGMMA",)),
+    _case("decode", block_m=16, wants=("HMMA", "LDGSTS.E.BYPASS.128")),
+    _case("cascade 64", block_m=64, wants=("HGMMA", "LDGSTS.E.BYPASS.128")),
+    _case("cascade 128", block_m=128, wants=("HGMMA", "LDGSTS.E.BYPASS.128")),
     _case("decode 64 wide", block_m=16, head_dim=64, r=3, wants=("HMMA",)),
     _case("decode 80 wide", block_m=16, head_dim=80, r=1, one_kv_head=True, wants=("HMMA",)),
     _case("decode 256 wide, fp16", block_m=16, head_dim=256, r=2, dtype="fp16", wants=("HMMA",)),
