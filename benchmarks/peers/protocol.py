@@ -50,10 +50,16 @@ class Watch:
         return sum(map(len, self.outputs))
 
     def value(self, measure: str, prompt_tokens: int) -> float:
-        """The row's figure; `measure` as in work.Row."""
+        """The row's figure; `measure` as in work.Row.
+
+        Raises:
+            ValueError: there is none: a request has no token, or all tokens came at once.
+        """
         if self._missing:
             raise ValueError(f"{len(self._missing)} requests got no token")
         if measure == "decode":
+            if self._last <= self._first:
+                raise ValueError("all tokens came at once, which tells no rate")
             return (self.num_tokens - self._at_first) / (self._last - self._first)
         return prompt_tokens / self._first if measure == "prefill" else self._last
 
@@ -123,7 +129,7 @@ class _Session:
         self._fresh = True
 
     def answer(self, name: str) -> dict[str, Any]:
-        """One sample of a row: {"value", "outputs" or "texts"} or {"error"}."""
+        """One sample of a row: {"value"} or {"error"}, and {"outputs"} or {"texts"} where everything was answered."""
         row = self._work["rows"].get(name)
         try:
             if name == "load":
@@ -139,8 +145,11 @@ class _Session:
             short = [len(ids) for ids in watch.outputs if len(ids) != row["num_new"]]
             if short:
                 return {"error": f"{row['num_new']} tokens each were asked for, not {short[0]}"}
-            value = watch.value(row["measure"], sum(map(len, row["prompts"])))
-            return {"value": value, "outputs": watch.outputs}
+            try:
+                figure: dict[str, Any] = {"value": watch.value(row["measure"], sum(map(len, row["prompts"])))}
+            except ValueError as error:  # what was answered is compared with others' all the same
+                figure = {"error": str(error)}
+            return {**figure, "outputs": watch.outputs}
         except NotImplementedError as error:
             return {"skipped": str(error)}
         except Exception as error:  # noqa: BLE001 - whatever a peer raises is its answer to this row

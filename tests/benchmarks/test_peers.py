@@ -124,6 +124,16 @@ def test_a_watch_gives_no_figure_for_a_request_without_tokens() -> None:
         watch.value("seconds", 1)
 
 
+def test_a_watch_gives_no_rate_where_all_tokens_came_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([10.0, 12.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    watch = protocol.Watch(1)
+    watch.tokens({0: [5, 6, 7]})
+    with pytest.raises(ValueError, match="came at once"):
+        watch.value("decode", 4)
+    assert watch.value("prefill", 4) == 2
+
+
 # A peer that needs nothing: it answers with its prompts' last tokens, or does what its variant says.
 FAKE = """
 import os, subprocess, sys, time
@@ -143,8 +153,9 @@ class Fake:
         if self.variant == "raises":
             raise ArithmeticError("no")
         clock = watch()
-        for step in range(row["num_new"] - (self.variant == "short")):
-            clock.tokens({i: [p[-1]] for i, p in enumerate(row["prompts"])})
+        at_once = row["num_new"] if self.variant == "all at once" else 1
+        for step in range((row["num_new"] - (self.variant == "short")) // at_once):
+            clock.tokens({i: [p[-1]] * at_once for i, p in enumerate(row["prompts"])})
         return clock
     def extract(self, row):
         raise NotImplementedError("no constraints")
@@ -161,7 +172,8 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     (tmp_path / "fake.py").write_text(FAKE)
     monkeypatch.setattr("benchmarks.peers.engines.ROOT", tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(FOLDER.parents[1]))
-    rows: list[AnyRow] = [Row("r", "a row", "seconds", ((1, 2), (1, 3)), 4), Load()]
+    prompts = ((1, 2), (1, 3))
+    rows: list[AnyRow] = [Row("r", "a row", "seconds", prompts, 4), Row("rate", "a rate", "decode", prompts, 4), Load()]
     write(tmp_path / "work.json", rows, model={}, threads=1)
     started: list[EngineProcess] = []
 
@@ -230,6 +242,14 @@ def test_what_goes_wrong_in_a_peer_is_its_answer(fake: Any) -> None:
         process.wait_until_loaded()
     assert raising.ask("r") == {"error": "ArithmeticError: no"}
     assert short.ask("r") == {"error": "4 tokens each were asked for, not 3"}
+
+
+def test_what_was_answered_is_told_where_the_time_tells_nothing(fake: Any) -> None:
+    process = fake("all at once")
+    process.wait_until_loaded()
+    answer = process.ask("rate")
+    assert answer.pop("outputs") == [[2, 2, 2, 2], [3, 3, 3, 3]]
+    assert answer == {"error": "all tokens came at once, which tells no rate"}
 
 
 def test_a_peer_that_dies_says_why_and_the_others_go_on(fake: Any, capsys: pytest.CaptureFixture[str]) -> None:
