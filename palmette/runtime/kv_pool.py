@@ -5,11 +5,13 @@ Knows shapes and slots. Does not know who owns a slot (the allocator and the rad
 
 from __future__ import annotations
 
+import contextlib
+import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -105,6 +107,17 @@ class KVPool:
     def _allocate(self, spec: LayerKVSpec, device: torch.device | str) -> Tensor:
         shape = (self.num_slots + 1, spec.num_kv_heads, spec.head_dim)
         if torch.device(device).type == "cpu" and spec.dtype in (torch.float16, torch.float32):
-            # numpy asks the system for huge pages, which a gather of scattered slots is grateful for; torch does not.
-            return torch.from_numpy(np.zeros(shape, np.float16 if spec.dtype == torch.float16 else np.float32))
+            return _fresh_zeros(shape, spec.dtype)
         return torch.zeros(shape, dtype=spec.dtype, device=device)
+
+
+def _fresh_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros that the system gives as they are first touched, in huge pages where it has them: a gather of scattered
+    slots is grateful. An allocator would give memory that was used before and write its zeros, half a second a GB."""
+    size = math.prod(shape)
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    memory = mmap.mmap(-1, size * dtype.itemsize, **private)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype, count=size).view(shape)

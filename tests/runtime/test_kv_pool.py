@@ -43,3 +43,15 @@ def test_num_bytes_counts_keys_and_values() -> None:
 def test_a_kind_without_implementation_is_refused(kind: KVKind) -> None:
     with pytest.raises(UnsupportedFeature, match=kind.value):
         KVPool([FULL, replace(FULL, kind=kind)], num_slots=3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_pool_is_zero_where_another_was(dtype: torch.dtype) -> None:
+    spec = replace(FULL, dtype=dtype)
+    before = KVPool([spec] * 3, num_slots=50_000)
+    for i in range(3):
+        for tensor in before.layer(i)[:2]:
+            tensor.fill_(7)
+    del before, tensor
+    pool = KVPool([spec] * 3, num_slots=50_000)
+    assert not any(tensor.any() for i in range(3) for tensor in pool.layer(i)[:2])

@@ -147,7 +147,7 @@ extern "C" {
 enum { DONE = 0, NO_MEMORY = 1, FAILED = 2 };
 
 // Of this interface. Counted up, here and in library.py, with every change of a function or a struct.
-EXPORT int32_t palmette_version() { return 1; }
+EXPORT int32_t palmette_version() { return 2; }
 
 // The name of the i-th instruction set that runs on this CPU, best first; null behind the last one.
 EXPORT const char* palmette_instruction_set(int32_t i) {

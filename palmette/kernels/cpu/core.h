@@ -52,6 +52,24 @@ struct Model {
     const float* final_norm;
 };
 
+// What a matrix is made of.
+enum Source : int32_t {
+    FLOATS = 0,    // (rows, cols) float, kept: F32
+    ROUNDED = 1,   // (rows, cols) float, rounded: U8
+    FROM_Q4_0 = 2,  // ggml's blocks: U4, U4 and U8
+    FROM_Q4_1 = 3,
+    FROM_Q8_0 = 4,
+};
+
+// A matrix to lay out.
+struct Packing {
+    int32_t source, rows, cols;
+    int32_t finite;        // written: are all scales of the blocks finite?
+    const void* data;
+    const int64_t* order;  // of blocks: the file's row for each row, or null
+    uint8_t* out;          // whole tiles, zeroed where they have no rows
+};
+
 // One request's share of a step.
 struct Row {
     int32_t first_token, num_tokens;

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from palmette.errors import InvalidOption
 from palmette.native import NotBuilt, load_library
 
-_VERSION = 1  # of the interface; core.cpp has the same
+_VERSION = 2  # of the interface; core.cpp has the same
 
 BLOCK = 32  # columns that share a scale
 LANES = 16  # rows of a tile
@@ -35,6 +35,26 @@ class Format(IntEnum):
 
 
 _TILE_BYTES = {Format.F32: 4 * BLOCK * LANES, Format.U4: 64 + BLOCK * LANES // 2, Format.U8: 64 + BLOCK * LANES}
+
+
+class Source(IntEnum):
+    """What a matrix is made of: floats, kept or rounded, or GGUF's blocks of these names."""
+
+    FLOATS = 0
+    ROUNDED = 1
+    Q4_0 = 2
+    Q4_1 = 3
+    Q8_0 = 4
+
+    @property
+    def form(self) -> Format:
+        """How it is held."""
+        if self is Source.FLOATS:
+            return Format.F32
+        return Format.U8 if self in (Source.ROUNDED, Source.Q8_0) else Format.U4
+
+
+PACKED_KINDS = (Source.Q4_0.name, Source.Q4_1.name, Source.Q8_0.name)  # GGUF's blocks whose numbers are kept
 
 
 class Matrix(Structure):
@@ -76,6 +96,13 @@ class Model(Structure):
     )
 
 
+class Packing(Structure):
+    _fields_ = (
+        *((name, c_int32) for name in ("source", "rows", "cols", "finite")),
+        *((name, c_void_p) for name in ("data", "order", "out")),
+    )
+
+
 class Row(Structure):
     _fields_ = (
         *((name, c_int32) for name in ("first_token", "num_tokens", "start", "prefix_len")),
@@ -114,12 +141,7 @@ class Library:
         self.head = _declare(functions.palmette_head, c_int32, c_void_p, c_void_p, c_int32, c_void_p, c_int32, c_void_p)
         self.choose = _declare(functions.palmette_choose, c_int32, c_void_p, POINTER(Choice), c_int32)
         self.survey = _declare(functions.palmette_survey, c_int32, c_void_p, c_void_p, c_int32, c_int32, c_void_p)
-        self._pack_q4 = _declare(
-            functions.palmette_pack_q4, None, c_void_p, c_void_p, c_int64, c_int64, c_int32, c_void_p
-        )
-        self._pack_q8 = _declare(functions.palmette_pack_q8, None, c_void_p, c_void_p, c_int64, c_int64, c_void_p)
-        self._pack_f32 = _declare(functions.palmette_pack_f32, None, c_void_p, c_int64, c_int64, c_void_p)
-        self._quantize = _declare(functions.palmette_quantize, None, c_void_p, c_int64, c_int64, c_void_p)
+        self._pack = _declare(functions.palmette_pack, None, c_void_p, c_int64, c_int32)
 
     @property
     def instruction_sets(self) -> list[str]:
@@ -134,47 +156,23 @@ class Library:
         handle: int | None = self._new(ctypes.byref(model), num_threads, instruction_set.encode())
         return handle
 
-    def pack_blocks(
-        self, kind: str, data: NDArray[np.uint8], order: NDArray[np.int64] | None, shape: tuple[int, int]
-    ) -> tuple[Format, NDArray[np.uint8]]:
-        """Blocks as GGUF stores them, laid out for the kernels; no number changes.
-
-        Args:
-            kind: Q4_0, Q4_1 or Q8_0.
-            order: the file's row for each row of the result.
-            shape: (rows, cols), cols a multiple of BLOCK.
-        """
-        rows, cols = shape
-        data = np.ascontiguousarray(data)
-        where = None if order is None else np.ascontiguousarray(order, dtype=np.int64)
-        at = None if where is None else where.ctypes.data
-        form = Format.U8 if kind == "Q8_0" else Format.U4
-        out = empty_tiles(form, shape)
-        if kind == "Q8_0":
-            self._pack_q8(data.ctypes.data, at, rows, cols, out.ctypes.data)
-        else:
-            self._pack_q4(data.ctypes.data, at, rows, cols, kind == "Q4_1", out.ctypes.data)
-        return form, out
-
-    def pack_floats(self, values: NDArray[np.float32], *, quantize: bool) -> tuple[Format, NDArray[np.uint8]]:
-        """(rows, cols) float32 as it is, or in blocks of 8-bit codes."""
-        values = np.ascontiguousarray(values, dtype=np.float32)
-        rows, cols = values.shape
-        form = Format.U8 if quantize else Format.F32
-        out = empty_tiles(form, (rows, cols))
-        (self._quantize if quantize else self._pack_f32)(values.ctypes.data, rows, cols, out.ctypes.data)
-        return form, out
-
-
-PACKED_KINDS = ("Q4_0", "Q4_1", "Q8_0")  # GGUF formats that pack_blocks takes
+    def pack(self, matrices: Sequence[Packing], num_threads: int) -> None:
+        """Lay matrices out for the kernels, in place; writes their `finite`."""
+        together = (Packing * len(matrices))(*matrices)
+        self._pack(together, len(matrices), num_threads)
+        for matrix, done in zip(matrices, together, strict=True):
+            matrix.finite = done.finite
 
 
 def empty_tiles(form: Format, shape: tuple[int, int]) -> NDArray[np.uint8]:
-    """Zeroed memory of whole tiles, beginning at a cache line."""
+    """Memory of whole tiles, beginning at a cache line; zeros where a last tile has no rows."""
     rows, cols = shape
-    size = -(-rows // LANES) * (cols // BLOCK) * _TILE_BYTES[form]
-    memory = np.zeros(size + 64, np.uint8)
+    of_tile = cols // BLOCK * _TILE_BYTES[form]
+    size = -(-rows // LANES) * of_tile
+    memory = np.empty(size + 64, np.uint8)
     first = -memory.ctypes.data % 64
+    if rows % LANES:
+        memory[first + size - of_tile : first + size] = 0
     return memory[first : first + size]
 
 

@@ -8,12 +8,18 @@
 // ggml's Q4_0, Q4_1 and Q8_0 keep their numbers exactly: w = d u + m, where Q4_0 has m = -8 d, and Q8_0 has u = q + 128
 // and m = -128 d.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <memory>
+#include <system_error>
+#include <vector>
 
 #include "core.h"
 #include "half.h"
+#include "threads.h"
 
-static constexpr int64_t BLOCK = 32, LANES = 16;
+static constexpr int64_t BLOCK = 32, LANES = 16, SCALES = 4 * LANES;
+static constexpr int64_t TILES_AT_ONCE = 32;  // that a thread takes
 
 static uint16_t half_at(const uint8_t* p) {
     uint16_t h;
@@ -26,66 +32,127 @@ static void put_half(uint8_t* tile, int64_t place, float x) {
     std::memcpy(tile + 2 * place, &h, 2);
 }
 
-template <class Row>
-static void each_block(int64_t rows, int64_t cols, int64_t block_bytes, uint8_t* out, Row row) {
-    const int64_t blocks = cols / BLOCK;
-    for (int64_t r = 0; r < rows; r++) {
-        for (int64_t b = 0; b < blocks; b++) row(r, b, out + ((r / LANES) * blocks + b) * block_bytes, r % LANES);
+static bool is_finite(uint16_t h) { return (h & 0x7C00) != 0x7C00; }
+
+// Tiles [begin, end) block by block, so that a block's 16 rows are written together. `row_bytes` are those of a row in
+// p.data, `part(from, b, tile, lane)` fills the tile from block b of the row at `from` and says whether it is finite.
+template <class Part>
+static bool each_block(const Packing& p, int64_t begin, int64_t end, int64_t row_bytes, int64_t tile_bytes, Part part) {
+    const int64_t blocks = p.cols / BLOCK;
+    bool finite = true;
+    for (int64_t t = begin; t < end; t++) {
+        const int64_t lanes = std::min(LANES, p.rows - t * LANES);
+        const uint8_t* rows[LANES];
+        for (int64_t i = 0; i < lanes; i++) {
+            const int64_t r = t * LANES + i;
+            rows[i] = (const uint8_t*)p.data + (p.order == nullptr ? r : p.order[r]) * row_bytes;
+        }
+        for (int64_t b = 0; b < blocks; b++) {
+            uint8_t* tile = p.out + (t * blocks + b) * tile_bytes;
+            for (int64_t i = 0; i < lanes; i++) finite &= part(rows[i], b, tile, i);
+        }
     }
+    return finite;
 }
 
-static const uint8_t* row_of(const uint8_t* data, const int64_t* order, int64_t r, int64_t row_bytes) {
-    return data + (order == nullptr ? r : order[r]) * row_bytes;
-}
-
-extern "C" {
-
-#define EXPORT __attribute__((visibility("default")))
-
-// `order`: the file's row for each row, or null. `out` is zeroed memory of whole tiles.
-
-EXPORT void palmette_pack_q4(const uint8_t* data, const int64_t* order, int64_t rows, int64_t cols, int32_t has_min, uint8_t* out) {
-    const int64_t size = has_min ? 20 : 18, blocks = cols / BLOCK;
-    each_block(rows, cols, 64 + 16 * LANES, out, [&](int64_t r, int64_t b, uint8_t* tile, int64_t lane) {
-        const uint8_t* block = row_of(data, order, r, blocks * size) + b * size;
-        const float d = from_half(half_at(block));
+template <bool HAS_MIN>
+static bool from_q4(const Packing& p, int64_t begin, int64_t end) {
+    constexpr int64_t size = HAS_MIN ? 20 : 18, tile_bytes = SCALES + 16 * LANES;
+    const auto part = [](const uint8_t* row, int64_t b, uint8_t* tile, int64_t lane) {
+        const uint8_t* block = row + b * size;
         std::memcpy(tile + 2 * lane, block, 2);
-        if (has_min) std::memcpy(tile + 32 + 2 * lane, block + 2, 2);
-        else put_half(tile + 32, lane, -8 * d);
-        for (int64_t j = 0; j < 4; j++) std::memcpy(tile + 64 + 64 * j + 4 * lane, block + size - 16 + 4 * j, 4);
-    });
+        if constexpr (HAS_MIN) std::memcpy(tile + 32 + 2 * lane, block + 2, 2);
+        else put_half(tile + 32, lane, -8 * from_half(half_at(block)));
+        for (int64_t j = 0; j < 4; j++) std::memcpy(tile + SCALES + 64 * j + 4 * lane, block + size - 16 + 4 * j, 4);
+        return is_finite(half_at(block)) && (!HAS_MIN || is_finite(half_at(block + 2)));
+    };
+    return each_block(p, begin, end, p.cols / BLOCK * size, tile_bytes, part);
 }
 
-EXPORT void palmette_pack_q8(const uint8_t* data, const int64_t* order, int64_t rows, int64_t cols, uint8_t* out) {
-    const int64_t size = 34, blocks = cols / BLOCK;
-    each_block(rows, cols, 64 + 32 * LANES, out, [&](int64_t r, int64_t b, uint8_t* tile, int64_t lane) {
-        const uint8_t* block = row_of(data, order, r, blocks * size) + b * size;
+static bool from_q8(const Packing& p, int64_t begin, int64_t end) {
+    constexpr int64_t size = 34, tile_bytes = SCALES + 32 * LANES;
+    const auto part = [](const uint8_t* row, int64_t b, uint8_t* tile, int64_t lane) {
+        const uint8_t* block = row + b * size;
         std::memcpy(tile + 2 * lane, block, 2);
         put_half(tile + 32, lane, -128 * from_half(half_at(block)));
-        for (int64_t k = 0; k < BLOCK; k++) tile[64 + k / 4 * 64 + 4 * lane + k % 4] = (uint8_t)(block[2 + k] ^ 0x80);
-    });
+        for (int64_t j = 0; j < 8; j++) {
+            uint32_t four;
+            std::memcpy(&four, block + 2 + 4 * j, 4);
+            four ^= 0x80808080u;
+            std::memcpy(tile + SCALES + 64 * j + 4 * lane, &four, 4);
+        }
+        return is_finite(half_at(block));
+    };
+    return each_block(p, begin, end, p.cols / BLOCK * size, tile_bytes, part);
 }
 
-EXPORT void palmette_pack_f32(const float* data, int64_t rows, int64_t cols, float* out) {
-    for (int64_t r = 0; r < rows; r++) {
-        float* tile = out + r / LANES * cols * LANES + r % LANES;
-        for (int64_t k = 0; k < cols; k++) tile[k * LANES] = data[r * cols + k];
+static bool floats(const Packing& p, int64_t begin, int64_t end) {
+    for (int64_t r = begin * LANES; r < std::min<int64_t>(end * LANES, p.rows); r++) {
+        const float* row = (const float*)p.data + r * p.cols;
+        float* tile = (float*)p.out + r / LANES * p.cols * LANES + r % LANES;
+        for (int64_t k = 0; k < p.cols; k++) tile[k * LANES] = row[k];
     }
+    return true;
 }
 
-// Floats to U8: in each block the 256 steps span its smallest and largest number (and a block of one value is exact).
-EXPORT void palmette_quantize(const float* data, int64_t rows, int64_t cols, uint8_t* out) {
-    each_block(rows, cols, 64 + 32 * LANES, out, [&](int64_t r, int64_t b, uint8_t* tile, int64_t lane) {
-        const float* x = data + r * cols + b * BLOCK;
+// In each block the 256 steps span its smallest and largest number (and a block of one value is exact).
+static bool rounded(const Packing& p, int64_t begin, int64_t end) {
+    const auto part = [](const uint8_t* row, int64_t b, uint8_t* tile, int64_t lane) {
+        const float* x = (const float*)row + b * BLOCK;
         const auto ends = std::minmax_element(x, x + BLOCK);
         const float m = from_half(to_half(*ends.first));
         const float d = from_half(to_half((*ends.second - m) / 255));
         put_half(tile, lane, d), put_half(tile + 32, lane, m);
         for (int64_t k = 0; k < BLOCK; k++) {
             const float u = d > 0 ? std::nearbyint((x[k] - m) / d) : 0;
-            tile[64 + k / 4 * 64 + 4 * lane + k % 4] = (uint8_t)std::min(255.0f, std::max(0.0f, u));
+            tile[SCALES + k / 4 * 64 + 4 * lane + k % 4] = (uint8_t)std::min(255.0f, std::max(0.0f, u));
         }
-    });
+        return true;
+    };
+    return each_block(p, begin, end, 4 * p.cols, SCALES + 32 * LANES, part);
+}
+
+static bool lay_out(const Packing& p, int64_t begin, int64_t end) {
+    switch (p.source) {
+        case FLOATS: return floats(p, begin, end);
+        case ROUNDED: return rounded(p, begin, end);
+        case FROM_Q4_0: return from_q4<false>(p, begin, end);
+        case FROM_Q4_1: return from_q4<true>(p, begin, end);
+        default: return from_q8(p, begin, end);
+    }
+}
+
+// Tiles of one matrix that a thread takes at once.
+struct Share {
+    int64_t matrix, begin, end;
+};
+
+extern "C" {
+
+#define EXPORT __attribute__((visibility("default")))
+
+// Lay out matrices, whatever their sizes, on that many threads; on one where no others can be started.
+EXPORT void palmette_pack(Packing* all, int64_t count, int32_t threads) {
+    std::vector<Share> shares;
+    for (int64_t m = 0; m < count; m++) {
+        const int64_t tiles = (all[m].rows + LANES - 1) / LANES;
+        for (int64_t t = 0; t < tiles; t += TILES_AT_ONCE) shares.push_back({m, t, std::min(t + TILES_AT_ONCE, tiles)});
+    }
+    std::vector<uint8_t> finite(shares.size());
+    std::atomic<size_t> next{0};
+    const auto work = [&] {
+        for (size_t i; (i = next.fetch_add(1)) < shares.size();)
+            finite[i] = lay_out(all[shares[i].matrix], shares[i].begin, shares[i].end);
+    };
+    std::unique_ptr<Threads> team;
+    try {
+        team = std::make_unique<Threads>((int)std::min<size_t>(threads, shares.size()));
+    } catch (const std::system_error&) {
+        team = std::make_unique<Threads>(1);
+    }
+    team->run([](const void* argument, int) { (*(const decltype(work)*)argument)(); }, &work);
+    for (int64_t m = 0; m < count; m++) all[m].finite = 1;
+    for (size_t i = 0; i < shares.size(); i++) all[shares[i].matrix].finite &= finite[i];
 }
 
 }  // extern "C"

@@ -11,8 +11,9 @@ Knows weights and layouts. Does not know batches: `runtime.compiled_runner` runs
 from __future__ import annotations
 
 import hashlib
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -24,6 +25,7 @@ from palmette.kernels.cpu.library import BLOCK, LANES, PACKED_KINDS, Format, Lib
 from palmette.kernels.rope import rope_frequencies
 from palmette.runtime.models.config import ModelConfig
 from palmette.runtime.models.digest import SAMPLES
+from palmette.runtime.models.packing import Packer
 from palmette.runtime.models.weights import WeightSource
 
 Precision = Literal["auto", "float32", "int8"]  # the file's own; all floats; 8-bit blocks where the file has floats
@@ -92,27 +94,38 @@ def why_not_compiled(config: ModelConfig) -> str | None:
 
 
 def compile_weights(
-    config: ModelConfig, source: WeightSource, *, library: Library, instruction_set: str, precision: Precision = "auto"
+    config: ModelConfig,
+    source: WeightSource,
+    *,
+    library: Library,
+    instruction_set: str,
+    precision: Precision = "auto",
+    meanwhile: Callable[[], object] | None = None,
 ) -> CompiledDecoder:
     """Read every tensor the config calls for.
+
+    Args:
+        meanwhile: called when most of what is left needs no interpreter.
 
     Raises:
         CorruptModel: from the source.
     """
-    reader = _Reader(config, source, library, precision)
-    # Packing runs without the interpreter lock.
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        layers = pool.map(lambda i: (reader.matrices(i), reader.norms(i)), range(config.num_layers))
-        embedding = reader.matrix("embedding", config.vocab_size, config.hidden_size)
-        found = list(layers)
+    packer = Packer(library, torch.get_num_threads())
+    reader = _Reader(config, source, packer, precision)
+    layers = [(reader.matrices(i), reader.norms(i)) for i in range(config.num_layers)]
+    embedding = reader.matrix("embedding", config.vocab_size, config.hidden_size)
     head = embedding if config.tie_embeddings else reader.matrix("head", config.vocab_size, config.hidden_size)
+    final_norm = reader.floats("final_norm", config.hidden_size)
+    if meanwhile is not None:
+        meanwhile()
+    packer.run()
     return CompiledDecoder(
         config,
         embedding,
         head,
-        tuple(matrices for matrices, _ in found),
-        tuple(norms for _, norms in found),
-        reader.floats("final_norm", config.hidden_size),
+        tuple(matrices for matrices, _ in layers),
+        tuple(norms for _, norms in layers),
+        final_norm,
         instruction_set,
     )
 
@@ -121,7 +134,7 @@ def compile_weights(
 class _Reader:
     config: ModelConfig
     source: WeightSource
-    library: Library
+    packer: Packer
     precision: Precision
 
     def matrices(self, layer: int) -> dict[str, Tiles]:
@@ -150,15 +163,17 @@ class _Reader:
     def matrix(self, name: str, rows: int, cols: int, bias: bool = False) -> Tiles:
         self.source.require(name, (rows, cols))
         blocks = None if self.precision == "float32" else self.source.blocks(name)
+        read = partial(self.floats, name, rows, cols)
         if blocks is not None and blocks.kind in PACKED_KINDS:
-            form, data = self.library.pack_blocks(blocks.kind, blocks.data, blocks.order, (rows, cols))
+            made, data = self.packer.add_blocks(blocks, (rows, cols), read)
         else:
-            quantize = blocks is not None or self.precision == "int8"
-            form, data = self.library.pack_floats(self.floats(name, rows, cols), quantize=quantize)
+            made, data = self.packer.add_floats(
+                read, (rows, cols), quantize=blocks is not None or self.precision == "int8"
+            )
         padded = np.zeros(-(-rows // LANES) * LANES, np.float32) if bias else None
         if padded is not None:
             padded[:rows] = self.floats(f"{name}.bias", rows)
-        return Tiles(form, (rows, cols), data, padded)
+        return Tiles(made.form, (rows, cols), data, padded)
 
     def floats(self, name: str, *shape: int) -> NDArray[np.float32]:
         self.source.require(name, shape)

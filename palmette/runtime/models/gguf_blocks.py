@@ -19,11 +19,6 @@ from palmette.errors import UnsupportedFeature
 Blocks: TypeAlias = NDArray[np.uint8]
 Floats: TypeAlias = NDArray[np.float32]
 
-# Formats of blocks that begin with half-precision scales, nothing else being a float -> (bytes of a block, scales).
-SCALES_FIRST: Final[Mapping[str, tuple[int, int]]] = MappingProxyType(
-    {"Q4_0": (18, 1), "Q4_1": (20, 2), "Q8_0": (34, 1)}
-)
-
 _BLOCKS_AT_ONCE = 2048  # temporaries stay within the caches
 
 # The non-linear 4-bit grid of IQ4_NL and IQ4_XS.

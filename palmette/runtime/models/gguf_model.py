@@ -19,7 +19,7 @@ from palmette.errors import CorruptModel, UnsupportedArchitecture, UnsupportedFe
 from palmette.kernels.rope import RopeSpec, yarn_attention_factor
 from palmette.runtime.models.config import MAX_CONTEXT, MAX_EXPERTS, ExpertConfig, Family, LayerConfig, ModelConfig
 from palmette.runtime.models.gguf import GGUFFile, GGUFTensor
-from palmette.runtime.models.gguf_blocks import SCALES_FIRST, dequantize
+from palmette.runtime.models.gguf_blocks import dequantize
 from palmette.runtime.models.weights import StoredBlocks
 
 # Mistral's files call themselves llama; Mixtral's too, and have experts.
@@ -96,11 +96,6 @@ class GGUFSource:
         tensor, data = self._stored(name)
         if tensor.kind in _FLOATS:
             return None
-        if tensor.kind in SCALES_FIRST:
-            block_bytes, num_scales = SCALES_FIRST[tensor.kind]
-            scales = np.ascontiguousarray(data.reshape(-1, block_bytes)[:, : 2 * num_scales]).view("<f2")
-            if not np.isfinite(scales).all():
-                raise self._not_finite(tensor, "it holds numbers that are not finite")
         return StoredBlocks(tensor.kind, data, self._row_order(name, tensor.shape[0]))
 
     def read_into(self, name: str, out: Tensor) -> None:

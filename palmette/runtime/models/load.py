@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Final
 
@@ -72,10 +72,10 @@ def load_model(
         raise InvalidOption("dtype", dtype, ", ".join((*_TORCH_DTYPES, *_OTHER_DTYPES)))
     path, name = find_model(name_or_path)
     config, source, read_tokenizer = _open_gguf(path) if path.is_file() else _open_directory(path)
-    with ThreadPoolExecutor(1) as pool:  # most of the weights' time is spent outside of the interpreter
-        tokenizer = pool.submit(read_tokenizer)
-        model, digest = _load_weights(config, source, key, device, cpu_kernels, gpu_kernels, name)
-        return LoadedModel(config, model, tokenizer.result(), digest, name)
+    with ThreadPoolExecutor(1) as pool:
+        tokenizer = cache(lambda: pool.submit(read_tokenizer))  # begun by whoever calls it first
+        model, digest = _load_weights(config, source, key, device, cpu_kernels, gpu_kernels, name, tokenizer)
+        return LoadedModel(config, model, tokenizer().result(), digest, name)
 
 
 def _load_weights(
@@ -86,16 +86,18 @@ def _load_weights(
     cpu_kernels: str,
     gpu_kernels: str,
     name: str,
+    meanwhile: Callable[[], object],
 ) -> tuple[Decoder | CompiledDecoder, str]:
-    """The model and its digest."""
+    """The model and its digest; calls `meanwhile` when most of what is left needs no interpreter."""
     on_cpu = device.type == "cpu" and gpu_kernels != "triton"
     if cpu_kernels != "torch" and on_cpu and dtype not in ("bfloat16", "float16"):
-        compiled = _try_compiled(config, source, dtype, cpu_kernels, name)
+        compiled = _try_compiled(config, source, dtype, cpu_kernels, name, meanwhile)
         if compiled is not None:
             return compiled, compiled.digest
     if on_cpu and dtype in ("int8", "fp8"):
         raise InvalidOption("dtype", dtype, "float32, bfloat16 or float16 without the compiled core")
     kernels = choose_step_kernels(gpu_kernels, device, name)
+    meanwhile()
     default = torch.bfloat16 if device.type == "cuda" else torch.float32
     weights = assemble(config, source, dtype=_TORCH_DTYPES.get(dtype, default), device=device)
     digest = model_digest(config, weights)
@@ -144,7 +146,12 @@ def choose_step_kernels(gpu_kernels: str, device: torch.device, name: str) -> St
 
 
 def _try_compiled(
-    config: ModelConfig, source: WeightSource, dtype: str, cpu_kernels: str, name: str
+    config: ModelConfig,
+    source: WeightSource,
+    dtype: str,
+    cpu_kernels: str,
+    name: str,
+    meanwhile: Callable[[], object],
 ) -> CompiledDecoder | None:
     """None where torch has to do it; says why, unless the user chose so."""
     if cpu_kernels == "auto" and not is_wanted():
@@ -160,7 +167,14 @@ def _try_compiled(
         logger.warning("%s runs on torch, several times slower than the compiled core: %s", name, reason)
         return None
     precision: Precision = "float32" if dtype == "float32" else "int8" if dtype == "int8" else "auto"
-    return compile_weights(config, source, library=library(), instruction_set=instruction_set, precision=precision)
+    return compile_weights(
+        config,
+        source,
+        library=library(),
+        instruction_set=instruction_set,
+        precision=precision,
+        meanwhile=meanwhile,
+    )
 
 
 def _open_gguf(path: Path) -> tuple[ModelConfig, WeightSource, Callable[[], Tokenizer]]:

@@ -53,11 +53,8 @@ class WeightSource(Protocol):
         ...
 
     def blocks(self, name: str) -> StoredBlocks | None:
-        """The quantised blocks of a tensor whose shape was required; None if it is stored as floats.
-
-        Raises:
-            CorruptModel: a scale is NaN or infinite.
-        """
+        """The quantised blocks of a tensor whose shape was required, as they are: a scale may be NaN or infinite, as
+        `read_into` would say. None if it is stored as floats."""
         ...
 
 

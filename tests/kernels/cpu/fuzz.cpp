@@ -22,10 +22,7 @@ int32_t palmette_forward(void*, const Step*);
 int32_t palmette_head(void*, const float*, int32_t, const uint32_t* const*, int32_t, float*);
 int32_t palmette_choose(void*, Choice*, int32_t);
 int32_t palmette_survey(void*, const float*, int32_t, int32_t, double*);
-void palmette_pack_q4(const uint8_t*, const int64_t*, int64_t, int64_t, int32_t, uint8_t*);
-void palmette_pack_q8(const uint8_t*, const int64_t*, int64_t, int64_t, uint8_t*);
-void palmette_pack_f32(const float*, int64_t, int64_t, float*);
-void palmette_quantize(const float*, int64_t, int64_t, uint8_t*);
+void palmette_pack(Packing*, int64_t, int32_t);
 }
 
 static std::mt19937 rng;
@@ -71,19 +68,13 @@ static Matrix matrix(Arrays& arrays, int rows, int cols, bool biased) {
     const float scale = 1.0f / std::sqrt((float)cols);
     Matrix m{};
     m.rows = rows, m.cols = cols;
-    const int kind = below(5);
-    if (kind == 0) {
-        m.format = F32;
-        float* out = (float*)arrays.of<uint8_t>((size_t)tiles * 16 * cols * 4);
-        palmette_pack_f32(arrays.normals((size_t)rows * cols, scale), rows, cols, out);
-        m.data = (const uint8_t*)out;
-    } else if (kind == 1) {
-        m.format = U8;
-        uint8_t* out = arrays.of<uint8_t>((size_t)tiles * blocks * (64 + 512));
-        palmette_quantize(arrays.normals((size_t)rows * cols, scale), rows, cols, out);
-        m.data = out;
+    Packing p{};
+    p.source = below(5), p.rows = rows, p.cols = cols;
+    if (p.source == FLOATS || p.source == ROUNDED) {
+        p.data = arrays.normals((size_t)rows * cols, scale);
+        m.format = p.source == FLOATS ? F32 : U8;
     } else {
-        const bool four = kind < 4, has_min = kind == 3;
+        const bool four = p.source != FROM_Q8_0, has_min = p.source == FROM_Q4_1;
         const size_t size = !four ? 34 : has_min ? 20 : 18, bytes = (size_t)rows * blocks * size;
         uint8_t* data = arrays.of<uint8_t>(bytes);
         for (size_t i = 0; i < bytes; i++) data[i] = (uint8_t)rng();
@@ -92,13 +83,14 @@ static Matrix matrix(Arrays& arrays, int rows, int cols, bool biased) {
             std::memcpy(data + i, &d, 2);
             if (has_min) std::memcpy(data + i + 2, &min, 2);
         }
+        p.data = data, p.order = random_order(arrays, rows);
         m.format = four ? U4 : U8;
-        uint8_t* out = arrays.of<uint8_t>((size_t)tiles * blocks * (64 + (four ? 256 : 512)));
-        const int64_t* order = random_order(arrays, rows);
-        if (four) palmette_pack_q4(data, order, rows, cols, has_min, out);
-        else palmette_pack_q8(data, order, rows, cols, out);
-        m.data = out;
     }
+    const size_t tile = m.format == F32 ? 2048 : m.format == U4 ? 64 + 256 : 64 + 512;
+    p.out = arrays.of<uint8_t>((size_t)tiles * blocks * tile);
+    palmette_pack(&p, 1, from_to(1, 3));
+    check(p.finite == 1, "finite scales");
+    m.data = p.out;
     if (biased) m.bias = arrays.normals((size_t)tiles * 16, 0.1f);
     return m;
 }

@@ -19,6 +19,7 @@ from torch import Tensor
 from palmette.kernels.cpu.library import Format, library
 from palmette.runtime.models.compiled import CompiledDecoder
 from palmette.runtime.models.config import ModelConfig
+from palmette.runtime.models.packing import Packer
 from palmette.runtime.models.tiny import RandomSource, tiny_config
 from palmette.runtime.models.weights import StoredBlocks
 from palmette.runtime.scheduled import ScheduledBatch, ScheduledRow
@@ -111,12 +112,20 @@ def test_a_float_embedding_row_is_itself(instruction_set: str) -> None:
     np.testing.assert_array_equal(read_back(values, 21, 64, instruction_set), values)
 
 
+def rounded(values: Floats) -> tuple[Format, NDArray[np.uint8]]:
+    """Floats as 8-bit blocks."""
+    packer = Packer(library(), 1)
+    source, data = packer.add_floats(lambda: values, (len(values), values.shape[1]), quantize=True)
+    packer.run()
+    return source.form, data
+
+
 def test_float_weights_in_8_bits_are_off_by_half_a_step_and_the_rounding_of_their_scale() -> None:
     values = normal(33, 128) * np.float32(0.025)
     values[3, :32] = 0.0
     values[4, 32:64] = -0.015625
     values[5, 64:96] += 0.05  # all of one sign
-    form, data = library().pack_floats(values, quantize=True)
+    form, data = rounded(values)
     assert form == Format.U8
     model = compile_config(one_layer(33, 128, norm_eps=2.0**20), Given(embedding=values), SETS[0])
     tiles = replace(model.embedding, form=form, data=data)
@@ -163,7 +172,7 @@ def test_a_quantised_product_is_its_definition(rows: int, kind: str, instruction
     x[0, 32:64] = 0.0
     if kind == "int8":
         given: Floats | StoredBlocks = normal(vocab, cols)
-        _, data = library().pack_floats(np.asarray(given), quantize=True)
+        _, data = rounded(np.asarray(given))
         model = compile_config(one_layer(vocab, cols, tie_embeddings=False), Given(head=given), instruction_set)
         model = replace(model, head=replace(model.head, form=Format.U8, data=data))
         weights = unpacked_u8(data, vocab, cols)

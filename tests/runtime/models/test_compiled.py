@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 import torch
 
-from palmette.errors import InvalidOption, PalmetteError
+from palmette.errors import CorruptModel, InvalidOption, PalmetteError
 from palmette.interpreter.backends.local import Runtime
 from palmette.kernels.cpu import library as cpu
 from palmette.kernels.cpu.library import Format, choose_instruction_set, library
@@ -51,6 +52,12 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     library.cache_clear()
 
 
+def compile_gguf(path: Path) -> CompiledDecoder:
+    file = GGUFFile(path)
+    config = gguf_config(file)
+    return compile_weights(config, GGUFSource(file, config), library=library(), instruction_set=SETS[0])
+
+
 # -- formats -------------------------------------------------------------------------------------------------------
 
 
@@ -72,7 +79,7 @@ def test_a_gguf_file_is_held_in_its_own_blocks(kind: gguf.GGMLQuantizationType, 
     file = GGUFFile(path)
     config = gguf_config(file)
     source = GGUFSource(file, config)
-    model = compile_weights(config, source, library=library(), instruction_set=SETS[0])
+    model = compile_gguf(path)
     assert {tiles.form for layer in model.matrices for tiles in layer.values()} == {form}
     assert (model.embedding.form, model.head.form) == (form, form)
     assert model.is_quantized == (form != Format.F32)
@@ -86,6 +93,39 @@ def test_a_gguf_file_is_held_in_its_own_blocks(kind: gguf.GGMLQuantizationType, 
     assert not floats.is_quantized
     torch.testing.assert_close(run(floats).forward(STEP), wanted, rtol=0, atol=2e-4)
     assert floats.digest == model.digest if form == Format.F32 else floats.digest != model.digest
+
+
+@pytest.mark.parametrize(
+    ("kind", "place"), [("Q4_0", 0), ("Q4_1", 0), ("Q4_1", 2), ("Q8_0", 0)], ids=["Q4_0", "Q4_1 d", "Q4_1 m", "Q8_0"]
+)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_scale_that_is_not_finite_is_corrupt(kind: str, place: int, value: float, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    write_gguf(random_model(configs()["llama"]), path, "llama", gguf.GGMLQuantizationType[kind])
+    file = GGUFFile(path)
+    tensor = file.tensors["blk.1.ffn_up.weight"]
+    block_bytes = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}[kind]
+    with path.open("r+b") as written:
+        written.seek(tensor.offset + tensor.num_bytes - block_bytes + place)
+        written.write(np.float16(value).tobytes())
+    with pytest.raises(CorruptModel, match=r"blk\.1\.ffn_up.*not finite") as caught:
+        compile_gguf(path)
+    assert caught.value.offset == tensor.offset
+
+
+@pytest.mark.parametrize("kind", ["F32", "Q4_1", "Q8_0"])
+def test_any_number_of_threads_lays_out_the_same(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.gguf"
+    config = configs()["llama"]
+    config.vocab_size = 1_003  # more tiles than a thread takes at once, and the last is not whole
+    write_gguf(random_model(config), path, "llama", gguf.GGMLQuantizationType[kind])
+    found: list[list[bytes]] = []
+    for count in (1, 2, 5):
+        monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
+        model = compile_gguf(path)
+        tiles = [model.embedding, model.head, *(t for layer in model.matrices for t in layer.values())]
+        found.append([t.data.tobytes() for t in tiles])
+    assert found[0] == found[1] == found[2]
 
 
 def test_int8_quantises_what_a_file_has_as_floats() -> None:

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from palmette.errors import CorruptModel, ModelError, UnsupportedFeature
-from palmette.runtime.models.gguf import BLOCK_TYPES, GGUFFile
+from palmette.runtime.models.gguf import BLOCK_TYPES, GGUFFile, _Cursor
 from palmette.runtime.models.gguf_model import GGUFSource, gguf_config
 from palmette.runtime.models.weights import assemble
 from tests.runtime.models.checkpoints import configs, random_model, write_gguf
@@ -105,6 +105,60 @@ BROKEN = {
     "unaligned": (header(tensors=1, rest=tensor(offset=1) + bytes(99)), "aligned"),
     "tensor twice": (header(tensors=2, rest=2 * tensor() + bytes(99)), "twice"),
 }
+
+
+# Strings as vocabularies have them, and such as `_short_strings` must leave to `string`.
+WORDS = st.one_of(
+    st.text(max_size=6),
+    st.sampled_from(
+        ["", "\0", "a\0", "\0b", "ab\0cd", "x" * 255, "x" * 256, "y" * 511, "\x01\0\0\0\0\0\0\0z", "é" * 128]
+    ),
+)
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(words=st.lists(WORDS, max_size=40), change=st.none() | st.tuples(st.integers(0, 400), st.integers(0, 255)))
+def test_many_strings_are_those_that_are_read_one_by_one(
+    tmp_path: Path, words: list[str], change: tuple[int, int] | None
+) -> None:
+    parts = b"".join(string(word.encode()) for word in words)
+    rest = string(b"k") + struct.pack("<IIQ", 9, 8, len(words)) + parts + string(b"after") + struct.pack("<IB", 0, 3)
+    data = bytearray(header(pairs=2, rest=rest + bytes(40)))
+    if change is not None:
+        data[min(change[0] + 24, len(data) - 1)] = change[1]
+    path = tmp_path / "words.gguf"
+    path.write_bytes(data)
+
+    def read() -> object:
+        try:
+            return GGUFFile(path).metadata
+        except CorruptModel as error:
+            return str(error), error.offset
+
+    found = read()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("palmette.runtime.models.gguf._Cursor._short_strings", lambda *_: [])
+        assert found == read()
+    if change is None:
+        assert found == {"k": words, "after": 3}
+
+
+def test_words_of_a_vocabulary_are_read_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [f"▁word{i}" for i in range(40_000)]
+    parts = b"".join(string(word.encode()) for word in words)
+    path = tmp_path / "words.gguf"
+    path.write_bytes(header(pairs=1, rest=string(b"k") + struct.pack("<IIQ", 9, 8, len(words)) + parts + bytes(9)))
+    one_by_one: list[str] = []
+    plain = _Cursor.string
+
+    def string_alone(self: _Cursor) -> str:
+        one_by_one.append(plain(self))
+        return one_by_one[-1]
+
+    monkeypatch.setattr(_Cursor, "string", string_alone)
+    assert GGUFFile(path).metadata == {"k": words}
+    assert one_by_one[0] == "k"
+    assert len(one_by_one) < 5
 
 
 @pytest.mark.parametrize("name", list(BROKEN))
