@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import compress
 
 import numpy as np
 import numpy.typing as npt
@@ -48,27 +47,33 @@ class Slice:
     others: Trie
 
 
-def build_slices(tokens: Sequence[tuple[bytes, int]], mask_words: int) -> tuple[Slice, ...]:
-    """The slices of a vocabulary, given as (bytes, id), that are large enough to be worth a test."""
+def build_slices(tokens: Sequence[tuple[bytes, int]], trie: Trie, mask_words: int) -> tuple[Slice, ...]:
+    """The slices of a vocabulary, given as (bytes, id) and as the trie of these, that are large enough to be worth a
+    test."""
+    if len(tokens) < _WORTH_TOKENS:
+        return ()
     out: list[Slice] = []
-    ordered = sorted(tokens)  # as tries want them
-    texts = [t for t, _ in ordered]
-    ids = np.fromiter((i for _, i in ordered), np.intp, len(texts))
+    texts = [t for t, _ in tokens]
+    ids = np.fromiter((i for _, i in tokens), np.intp, len(texts))
     num_bytes = np.fromiter(map(len, texts), np.intp, len(texts))
-    is_text = np.fromiter((_try_text(t) is not None for t in texts), bool, len(texts))
     data = np.frombuffer(b"".join(texts), np.uint8)
     begins = np.cumsum(num_bytes) - num_bytes
-    num_chars = np.add.reduceat((data & 0xC0) != 0x80, begins, dtype=np.intp) if len(texts) else num_bytes
+    is_text = ~np.logical_or.reduceat(data >= 0x80, begins)
+    for i in np.flatnonzero(~is_text).tolist():
+        is_text[i] = _is_text(texts[i])
+    num_chars = np.add.reduceat((data & 0xC0) != 0x80, begins, dtype=np.intp)
     for chars, max_turns in _CLASSES:
         outside = np.ones(256, bool)  # bytes that are in no character of the class
         outside[[c for low, high in intersect(chars, _ASCII) for c in range(low, high + 1)]] = False
         if chars[-1][1] == ANY[-1][1]:
             outside[0x80:] = False  # every character beyond ASCII, whose bytes all are
-        inside = is_text & ~np.logical_or.reduceat(outside[data], begins) if len(texts) else is_text
+        inside = is_text & ~np.logical_or.reduceat(outside[data], begins)
         if np.count_nonzero(inside) < _WORTH_TOKENS:
             continue
         lengths, of_length = num_chars[inside], ids[inside]
-        others = Trie.of_sorted(list(compress(texts, ~inside)), num_bytes[~inside], ids[~inside])
+        is_other = np.ones(mask_words * 32, bool)
+        is_other[of_length] = False
+        others = trie.restricted(is_other)
         nodes: list[Edges] = [()]
         seen: dict[Edges, int] = {}
 
@@ -190,8 +195,9 @@ class Absorber:
         return passes, targets
 
 
-def _try_text(token: bytes) -> str | None:
+def _is_text(token: bytes) -> bool:
     try:
-        return token.decode()
+        token.decode()
     except UnicodeDecodeError:
-        return None
+        return False
+    return True

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 import numpy.typing as npt
@@ -45,13 +46,9 @@ class Trie:
         """`tokens` are (bytes, id), none empty."""
         ordered = sorted(tokens)
         texts = [t for t, _ in ordered]
-        lengths = np.fromiter(map(len, texts), np.intp, len(texts))
-        return Trie.of_sorted(texts, lengths, np.fromiter((i for _, i in ordered), np.intp, len(texts)))
-
-    @staticmethod
-    def of_sorted(texts: Sequence[bytes], lengths: IndexArray, ids: IndexArray) -> Trie:
-        """Of tokens in the order of (bytes, id), given as their bytes, the lengths of these, and their ids."""
         count = len(texts)
+        ids = np.fromiter((i for _, i in ordered), np.intp, count)
+        lengths = np.fromiter(map(len, texts), np.intp, count)
         depth = int(lengths.max(initial=0))
         starts = np.zeros(count + 1, np.intp)
         np.cumsum(lengths, out=starts[1:])
@@ -71,19 +68,54 @@ class Trie:
             fresh[rows] = new
             children = np.cumsum(new) - 1
             child_parents = node_of[rows[new]]
-            child_start = np.searchsorted(child_parents, np.arange(len(parents) + 1))
-            levels.append(TrieLevel(parents, letters, child_start, offset))
+            levels.append(TrieLevel(parents, letters, _starts(child_parents, len(parents)), offset))
             offset += len(parents)
             node_of[rows] = children
             done = rows[lengths[rows] == d + 1]
             end_node[done] = offset + node_of[done]
             parents, letters = child_parents, chars[new]
         order = np.argsort(end_node, kind="stable")
-        nodes = end_node[order]
-        token_start = np.searchsorted(nodes, np.arange(offset + 1))
-        ids = ids[order]
-        first_ids = np.full(offset, NO_TOKEN, np.intp)
+        return Trie._of(levels, offset, end_node[order], ids[order])
+
+    def restricted(self, is_kept: npt.NDArray[np.bool_]) -> Trie:
+        """The trie of those tokens alone whose ids are kept."""
+        kept = is_kept[self.token_ids]
+        ends = self.token_nodes[kept]
+        is_needed = np.zeros(self.num_nodes, bool)
+        is_needed[ends] = True
+        is_needed[0] = True
+        for level, above in zip(self.levels[:0:-1], self.levels[-2::-1], strict=True):
+            here = is_needed[level.offset : level.offset + len(level.parents)]
+            is_needed[above.offset + level.parents[here]] = True
+        number = np.cumsum(is_needed) - 1  # in the new trie
+        chosen = [(self.levels[0].parents, self.levels[0].bytes)]  # by level
+        first = 0  # node of the level above, in the new trie
+        for level, above in zip(self.levels[1:], self.levels, strict=False):
+            here = is_needed[level.offset : level.offset + len(level.parents)]
+            if not here.any():
+                break
+            chosen.append((number[above.offset + level.parents[here]] - first, level.bytes[here]))
+            first += len(chosen[-2][0])
+        levels: list[TrieLevel] = []
+        offset = 0
+        for (parents, letters), (below, _) in zip_longest(chosen, chosen[1:], fillvalue=(np.zeros(0, np.intp),) * 2):
+            levels.append(TrieLevel(parents, letters, _starts(below, len(parents)), offset))
+            offset += len(parents)
+        return Trie._of(levels, offset, number[ends], self.token_ids[kept])
+
+    @staticmethod
+    def _of(levels: Sequence[TrieLevel], num_nodes: int, nodes: IndexArray, ids: IndexArray) -> Trie:
+        """Of levels and of tokens in the order of their nodes, then ids."""
+        token_start = _starts(nodes, num_nodes)
+        first_ids = np.full(num_nodes, NO_TOKEN, np.intp)
         first_ids[nodes[::-1]] = ids[::-1]
         several = np.flatnonzero(token_start[1:] - token_start[:-1] > 1)
         shared = {n: ids[token_start[n] : token_start[n + 1]] for n in several.tolist()}
-        return Trie(tuple(levels), offset, token_start, ids, nodes, first_ids, shared)
+        return Trie(tuple(levels), num_nodes, token_start, ids, nodes, first_ids, shared)
+
+
+def _starts(owners: IndexArray, count: int) -> IndexArray:
+    """(count + 1,): where the things of each owner begin, given the owner of each in ascending order."""
+    starts = np.zeros(count + 1, np.intp)
+    np.cumsum(np.bincount(owners, minlength=count), out=starts[1:])
+    return starts

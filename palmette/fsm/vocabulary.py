@@ -56,7 +56,7 @@ class Vocabulary:
             for token in ids:
                 if not 0 <= token < len(tokens):
                     raise InvalidOption(name, token, f"a token id below {len(tokens)}")
-        own = [t if _MARK not in t else b"" for t in tokens]
+        own = list(tokens) if _MARK not in b"".join(tokens) else [t if _MARK not in t else b"" for t in tokens]
         for token in self.special.values():
             own[token] = special_bytes(token)
         self.tokens = tuple(own)
@@ -65,9 +65,9 @@ class Vocabulary:
         self.trie = Trie.build(self.plain)
         self.single_bytes = frozenset(t[0] for t, _ in self.plain if len(t) == 1)
         self.max_token_len = max((len(t) for t, _ in self.plain), default=0)
-        digest = hashlib.sha256(repr((self.eos_ids, self.special)).encode("utf-8", "surrogatepass"))
-        for token_bytes in self.tokens:
-            digest.update(len(token_bytes).to_bytes(4, "little") + token_bytes)
+        lengths = [len(t) for t in self.tokens]
+        digest = hashlib.sha256(repr((self.eos_ids, self.special, lengths)).encode("utf-8", "surrogatepass"))
+        digest.update(b"".join(self.tokens))
         self.digest = digest.hexdigest()
         self._children: dict[int, int] | None = None
         self._greedy: dict[bytes, int] | None = None
@@ -110,7 +110,7 @@ class Vocabulary:
     def slices(self) -> tuple[Slice, ...]:
         """Precomputed masks of common classes of characters."""
         if self._slices is None:
-            self._slices = build_slices(self.plain, self.mask_words)
+            self._slices = build_slices(self.plain, self.trie, self.mask_words)
         return self._slices
 
     def native(self, library: Library) -> NativeVocabulary:

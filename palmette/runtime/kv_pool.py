@@ -5,7 +5,6 @@ Knows shapes and slots. Does not know who owns a slot (the allocator and the rad
 
 from __future__ import annotations
 
-import contextlib
 import math
 import mmap
 from collections.abc import Sequence
@@ -112,12 +111,10 @@ class KVPool:
 
 
 def _fresh_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros that the system gives as they are first touched, in huge pages where it has them: a gather of scattered
-    slots is grateful. An allocator would give memory that was used before and write its zeros, half a second a GB."""
+    """Zeros that the system gives page by page as they are first touched. An allocator would give memory that was used
+    before and write its zeros, half a second a GB; huge pages make the first step wait for theirs, 0.2 s, and later
+    ones are no faster for them."""
     size = math.prod(shape)
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
     memory = mmap.mmap(-1, size * dtype.itemsize, **private)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without them
-            memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype, count=size).view(shape)
