@@ -6,7 +6,6 @@ Knows shapes and slots. Does not know who owns a slot (the allocator and the rad
 from __future__ import annotations
 
 import math
-import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,6 +16,7 @@ from torch import Tensor
 from palmette.errors import UnsupportedFeature
 from palmette.kernels.kv_store import LARGEST, KVLayer
 from palmette.runtime.models.config import ModelConfig
+from palmette.runtime.pages import fresh_pages
 
 
 class KVKind(StrEnum):
@@ -106,15 +106,7 @@ class KVPool:
     def _allocate(self, spec: LayerKVSpec, device: torch.device | str) -> Tensor:
         shape = (self.num_slots + 1, spec.num_kv_heads, spec.head_dim)
         if torch.device(device).type == "cpu" and spec.dtype in (torch.float16, torch.float32):
-            return _fresh_zeros(shape, spec.dtype)
+            count = math.prod(shape)
+            pages = fresh_pages(count * spec.dtype.itemsize)
+            return torch.frombuffer(pages, dtype=spec.dtype, count=count).view(shape)
         return torch.zeros(shape, dtype=spec.dtype, device=device)
-
-
-def _fresh_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros that the system gives page by page as they are first touched. An allocator would give memory that was used
-    before and write its zeros, half a second a GB; huge pages make the first step wait for theirs, 0.2 s, and later
-    ones are no faster for them."""
-    size = math.prod(shape)
-    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-    memory = mmap.mmap(-1, size * dtype.itemsize, **private)
-    return torch.frombuffer(memory, dtype=dtype, count=size).view(shape)

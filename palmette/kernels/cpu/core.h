@@ -67,7 +67,7 @@ struct Packing {
     int32_t finite;        // written: are all scales of the blocks finite?
     const void* data;
     const int64_t* order;  // of blocks: the file's row for each row, or null
-    uint8_t* out;          // whole tiles, zeroed where they have no rows
+    uint8_t* out;          // whole tiles, zeroed; at a cache line
 };
 
 // One request's share of a step.

@@ -164,16 +164,10 @@ class Library:
             matrix.finite = done.finite
 
 
-def empty_tiles(form: Format, shape: tuple[int, int]) -> NDArray[np.uint8]:
-    """Memory of whole tiles, beginning at a cache line; zeros where a last tile has no rows."""
+def tile_bytes(form: Format, shape: tuple[int, int]) -> int:
+    """Memory of a matrix: whole tiles, a multiple of a cache line."""
     rows, cols = shape
-    of_tile = cols // BLOCK * _TILE_BYTES[form]
-    size = -(-rows // LANES) * of_tile
-    memory = np.empty(size + 64, np.uint8)
-    first = -memory.ctypes.data % 64
-    if rows % LANES:
-        memory[first + size - of_tile : first + size] = 0
-    return memory[first : first + size]
+    return -(-rows // LANES) * (cols // BLOCK) * _TILE_BYTES[form]
 
 
 @cache

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -105,7 +106,7 @@ def compile_weights(
     """Read every tensor the config calls for.
 
     Args:
-        meanwhile: called when most of what is left needs no interpreter.
+        meanwhile: called while another thread packs, for which most formats need no interpreter.
 
     Raises:
         CorruptModel: from the source.
@@ -116,9 +117,11 @@ def compile_weights(
     embedding = reader.matrix("embedding", config.vocab_size, config.hidden_size)
     head = embedding if config.tie_embeddings else reader.matrix("head", config.vocab_size, config.hidden_size)
     final_norm = reader.floats("final_norm", config.hidden_size)
-    if meanwhile is not None:
-        meanwhile()
-    packer.run()
+    with ThreadPoolExecutor(1) as pool:
+        packed = pool.submit(packer.run)
+        if meanwhile is not None:
+            meanwhile()
+        packed.result()
     return CompiledDecoder(
         config,
         embedding,

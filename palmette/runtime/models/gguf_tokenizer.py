@@ -19,7 +19,7 @@ from palmette.runtime.fast_tokenizer import FastTokenizer, Vocabulary
 from palmette.runtime.models.gguf import GGUFFile
 from palmette.runtime.tokenizer import SpecialToken
 
-_UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 2, 3, 4, 5
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5
 
 _GPT2: Final = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _CONTRACTIONS: Final = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -74,10 +74,13 @@ def gguf_tokenizer(file: GGUFFile) -> FastTokenizer:
     else:
         raise UnsupportedFeature(f"tokenizer {kind!r}", "gpt2 and llama can be read from GGUF")
 
-    special = {
-        t: SpecialToken(i) for i, (t, k) in enumerate(zip(tokens, types, strict=True)) if k in (_UNKNOWN, _CONTROL)
-    }
-    user_defined = [i for i, k in enumerate(types) if k == _USER_DEFINED]
+    others = [(i, k) for i, k in enumerate(types) if k != _NORMAL]
+    special = {tokens[i]: SpecialToken(i) for i, k in others if k in (_UNKNOWN, _CONTROL)}
+    user_defined = [i for i, k in others if k == _USER_DEFINED]
+    used: list[str | None] = [*tokens]
+    for i, k in others:
+        if k == _UNUSED:
+            used[i] = None
     backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
     backend.add_tokens([AddedToken(tokens[i], special=False, normalized=False) for i in user_defined])
 
@@ -88,7 +91,7 @@ def gguf_tokenizer(file: GGUFFile) -> FastTokenizer:
     return FastTokenizer(
         backend,
         Vocabulary(
-            tokens=[None if k == _UNUSED else t for t, k in zip(tokens, types, strict=True)],
+            tokens=used,
             byte_level=kind == "gpt2",
             literal=frozenset(user_defined),
             special=special,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import Final
@@ -71,11 +72,23 @@ def load_model(
     if key not in (*_TORCH_DTYPES, *_OTHER_DTYPES):
         raise InvalidOption("dtype", dtype, ", ".join((*_TORCH_DTYPES, *_OTHER_DTYPES)))
     path, name = find_model(name_or_path)
-    config, source, read_tokenizer = _open_gguf(path) if path.is_file() else _open_directory(path)
-    with ThreadPoolExecutor(1) as pool:
-        tokenizer = cache(lambda: pool.submit(read_tokenizer))  # begun by whoever calls it first
+    with _no_collections():
+        config, source, read_tokenizer = _open_gguf(path) if path.is_file() else _open_directory(path)
+        tokenizer = cache(read_tokenizer)  # by whoever has time first
         model, digest = _load_weights(config, source, key, device, cpu_kernels, gpu_kernels, name, tokenizer)
-        return LoadedModel(config, model, tokenizer().result(), digest, name)
+        return LoadedModel(config, model, tokenizer(), digest, name)
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """A vocabulary is a hundred thousand objects, for which the collector would search everything again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _load_weights(
@@ -88,7 +101,7 @@ def _load_weights(
     name: str,
     meanwhile: Callable[[], object],
 ) -> tuple[Decoder | CompiledDecoder, str]:
-    """The model and its digest; calls `meanwhile` when most of what is left needs no interpreter."""
+    """The model and its digest; calls `meanwhile` where it would only wait for the compiled core."""
     on_cpu = device.type == "cpu" and gpu_kernels != "triton"
     if cpu_kernels != "torch" and on_cpu and dtype not in ("bfloat16", "float16"):
         compiled = _try_compiled(config, source, dtype, cpu_kernels, name, meanwhile)
@@ -97,7 +110,6 @@ def _load_weights(
     if on_cpu and dtype in ("int8", "fp8"):
         raise InvalidOption("dtype", dtype, "float32, bfloat16 or float16 without the compiled core")
     kernels = choose_step_kernels(gpu_kernels, device, name)
-    meanwhile()
     default = torch.bfloat16 if device.type == "cuda" else torch.float32
     weights = assemble(config, source, dtype=_TORCH_DTYPES.get(dtype, default), device=device)
     digest = model_digest(config, weights)

@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from palmette.kernels.cpu.library import Library, Packing, Source, empty_tiles
+from palmette.kernels.cpu.library import Format, Library, Packing, Source, tile_bytes
 from palmette.runtime.models.weights import StoredBlocks
+from palmette.runtime.pages import fresh_pages
 
+_PIECE = 64 << 20  # bytes that are taken from the system at once; those that are not used cost nothing
 Read = Callable[[], NDArray[np.float32]]  # a matrix as floats; raises CorruptModel for one that is not finite
 
 
@@ -27,6 +29,7 @@ class Packer:
     num_threads: int
     _blocks: list[tuple[Packing, StoredBlocks, Read]] = field(default_factory=list)
     _floats: list[tuple[Packing, Read]] = field(default_factory=list)
+    _memory: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))  # not given out yet
 
     def add_blocks(self, blocks: StoredBlocks, shape: tuple[int, int], read: Read) -> tuple[Source, NDArray[np.uint8]]:
         """Blocks of one of PACKED_KINDS, number for number.
@@ -38,7 +41,7 @@ class Packer:
         data = np.ascontiguousarray(blocks.data)
         order = None if blocks.order is None else np.ascontiguousarray(blocks.order, dtype=np.int64)
         kept = StoredBlocks(blocks.kind, data, order)  # alive until they are packed
-        out = empty_tiles(source.form, shape)
+        out = self._tiles(source.form, shape)
         at = None if order is None else order.ctypes.data
         self._blocks.append((Packing(source, *shape, 0, data.ctypes.data, at, out.ctypes.data), kept, read))
         return source, out
@@ -46,7 +49,7 @@ class Packer:
     def add_floats(self, read: Read, shape: tuple[int, int], *, quantize: bool) -> tuple[Source, NDArray[np.uint8]]:
         """Floats as they are, or in blocks of 8-bit codes."""
         source = Source.ROUNDED if quantize else Source.FLOATS
-        out = empty_tiles(source.form, shape)
+        out = self._tiles(source.form, shape)
         self._floats.append((Packing(source, *shape, 0, None, None, out.ctypes.data), read))
         return source, out
 
@@ -60,13 +63,20 @@ class Packer:
             if not packing.finite:
                 read()
         if self._floats:
+            largest_first = sorted(self._floats, key=lambda added: -added[0].rows * added[0].cols)
             with ThreadPoolExecutor(self.num_threads) as pool:
-                list(pool.map(self._pack_floats, self._floats))
-        self._blocks.clear()
-        self._floats.clear()
+                list(pool.map(self._pack_floats, largest_first))
 
     def _pack_floats(self, added: tuple[Packing, Read]) -> None:
         packing, read = added
         values = np.ascontiguousarray(read(), dtype=np.float32)
         packing.data = values.ctypes.data
         self.library.pack([packing], 1)
+
+    def _tiles(self, form: Format, shape: tuple[int, int]) -> NDArray[np.uint8]:
+        """Zeros for a matrix, beginning at a cache line."""
+        size = tile_bytes(form, shape)
+        if size > len(self._memory):
+            self._memory = np.frombuffer(fresh_pages(max(size, _PIECE)), np.uint8)
+        tiles, self._memory = self._memory[:size], self._memory[size:]
+        return tiles
