@@ -168,9 +168,9 @@ inline void forward_as(const Run& run, int thread) {
             merge(run, plan, token, scratch);
             set_input(w, token, attended, scratch, wants_codes(layer.out), !wants_codes(layer.out));
         });
-        phases.each(round_up(m.hidden, LANES) / LANES, [&](int tile) {
+        phases.each(m.hidden / BLOCK, [&](int unit) {
             by_rows([&](int row, int rows) {
-                product(layer.out, tile, 1, input_x(w, attended), row, rows, w.branch + row * hidden + tile * LANES, hidden);
+                product(layer.out, 2 * unit, 2, input_x(w, attended), row, rows, w.branch + row * hidden + unit * BLOCK, hidden);
             });
         });
         const bool mlp_codes = wants_codes(layer.gate) || wants_codes(layer.up);
@@ -180,9 +180,9 @@ inline void forward_as(const Run& run, int thread) {
             by_rows([&](int row, int rows) { gate_up(run, layer, unit, row, rows, scratch); });
         });
         const Input inner{w.x2, w.codes2, w.scales2, w.sums2, m.inner};
-        phases.each(round_up(m.hidden, LANES) / LANES, [&](int tile) {
+        phases.each(m.hidden / BLOCK, [&](int unit) {
             by_rows([&](int row, int rows) {
-                product(layer.down, tile, 1, inner, row, rows, w.branch + row * hidden + tile * LANES, hidden);
+                product(layer.down, 2 * unit, 2, inner, row, rows, w.branch + row * hidden + unit * BLOCK, hidden);
             });
         });
     }
@@ -203,6 +203,22 @@ inline bool is_wanted(const HeadRun& run, int row, int tile) {
     return mask == nullptr || bits_of_tile(mask, run.mask_words, tile) != 0;
 }
 
+// The logits of one row and tile, from what the product left at `x`.
+inline void put_logits(const HeadRun& run, int row, int tile, float* x) {
+    const Model& m = *run.model;
+    float* logits = run.logits + (int64_t)row * m.vocab + tile * LANES;
+    const bool wanted = is_wanted(run, row, tile);
+    F value = wanted ? load(x) : set(-__builtin_inff());
+    if (wanted && m.logit_cap != 0) value = set(m.logit_cap) * tanh(value * set(1.0f / m.logit_cap));
+    const int width = m.vocab - tile * LANES;
+    if (width >= LANES) {
+        store(logits, value);
+        return;
+    }
+    store(x, value);
+    for (int d = 0; d < width; d++) logits[d] = x[d];
+}
+
 // Logits. Of a row with a mask, tiles that the mask leaves out are minus infinity and are not computed.
 inline void head(const HeadRun& run, int thread) {
     const Model& m = *run.model;
@@ -216,25 +232,20 @@ inline void head(const HeadRun& run, int thread) {
         }
     });
     const Input in{run.hidden, w.codes, w.scales, w.sums, m.hidden};
-    phases.each(round_up(m.vocab, LANES) / LANES, [&](int tile) {
-        const int width = m.vocab - tile * LANES < LANES ? m.vocab - tile * LANES : LANES;
+    const int tiles = round_up(m.vocab, LANES) / LANES;
+    phases.each(round_up(tiles, 2) / 2, [&](int unit) {
+        const int tile = 2 * unit, sides = tile + 1 < tiles ? 2 : 1;
         for (int row = 0; row < run.count; row += ROWS) {
             const int rows = run.count - row < ROWS ? run.count - row : ROWS;
-            bool wanted = false;
-            for (int i = 0; i < rows; i++) wanted |= is_wanted(run, row + i, tile);
-            float out[ROWS * LANES];
-            if (wanted) product(m.head, tile, 1, in, row, rows, out, LANES);
-            for (int i = 0; i < rows; i++) {
-                float* logits = run.logits + (int64_t)(row + i) * m.vocab + tile * LANES;
-                const bool mine = is_wanted(run, row + i, tile);
-                F x = mine ? load(out + i * LANES) : set(-__builtin_inff());
-                if (mine && m.logit_cap != 0) x = set(m.logit_cap) * tanh(x * set(1.0f / m.logit_cap));
-                if (width == LANES) store(logits, x);
-                else {
-                    store(out + i * LANES, x);
-                    for (int d = 0; d < width; d++) logits[d] = out[i * LANES + d];
-                }
-            }
+            bool wanted[2] = {false, false};
+            for (int i = 0; i < rows; i++)
+                for (int s = 0; s < sides; s++) wanted[s] |= is_wanted(run, row + i, tile + s);
+            float out[ROWS * 2 * LANES];
+            if (wanted[0] && wanted[1]) product(m.head, tile, 2, in, row, rows, out, 2 * LANES);
+            else if (wanted[0]) product(m.head, tile, 1, in, row, rows, out, 2 * LANES);
+            else if (wanted[1]) product(m.head, tile + 1, 1, in, row, rows, out + LANES, 2 * LANES);
+            for (int i = 0; i < rows; i++)
+                for (int s = 0; s < sides; s++) put_logits(run, row + i, tile + s, out + (2 * i + s) * LANES);
         }
     });
 }

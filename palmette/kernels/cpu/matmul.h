@@ -82,30 +82,59 @@ inline void tile_product(const uint8_t* w, const Input& in, int64_t row, F* resu
     for (int i = 0; i < M; i++) result[i] = acc[i];
 }
 
+// The same for two neighbouring tiles of floats, so that a number of x is read once for both.
+template <int M>
+inline void tile_pair_product(const uint8_t* w, const Input& in, int64_t row, F* result, F* next_result) {
+    F acc[M], next_acc[M];
+    for (int i = 0; i < M; i++) acc[i] = next_acc[i] = set(0.0f);
+    const float* x = in.x + row * in.cols;
+    const float *tile = (const float*)w, *next = tile + in.cols * LANES;
+    for (int64_t k = 0; k < in.cols; k++) {
+        const F column = load(tile + k * LANES), next_column = load(next + k * LANES);
+        for (int i = 0; i < M; i++) {
+            const F value = set(x[i * in.cols + k]);
+            acc[i] = fma(column, value, acc[i]), next_acc[i] = fma(next_column, value, next_acc[i]);
+        }
+    }
+    for (int i = 0; i < M; i++) result[i] = acc[i], next_result[i] = next_acc[i];
+}
+
 #if defined(__AVX512VNNI__)
 constexpr int ROWS = 8;  // of activations at once: what the registers hold
+constexpr bool PAIRS = true;  // ... also of two tiles of floats
 #else
 constexpr int ROWS = 4;
+constexpr bool PAIRS = false;
 #endif
+
+template <int FORMAT, int M>
+inline void one_or_two(int sides, const uint8_t* w, const Input& in, int64_t row, int i, F (*result)[ROWS]) {
+    if (FORMAT == F32 && sides == 2) tile_pair_product<M>(w, in, row + i, result[0] + i, result[1] + i);
+    else tile_product<FORMAT, M>(w, in, row + i, result[0] + i);
+}
 
 // `rows` <= ROWS rows of activations with `tiles` tiles from `tile` on; out[i * stride + 16 t ...].
 template <int FORMAT>
 inline void product_of(const Matrix& w, int tile, int tiles, const Input& in, int64_t row, int rows, float* out, int64_t stride) {
-    F result[ROWS];
-    for (int t = 0; t < tiles; t++) {
+    F result[2][ROWS];
+    for (int t = 0, sides; t < tiles; t += sides) {
+        sides = PAIRS && FORMAT == F32 && t + 1 < tiles ? 2 : 1;
         const uint8_t* data = w.data + (tile + t) * tile_bytes(w);
         for (int i = 0; i < rows;) {
             const int left = rows - i;
-            if (ROWS >= 8 && left >= 8) tile_product<FORMAT, 8>(data, in, row + i, result + i), i += 8;
-            else if (left >= 4) tile_product<FORMAT, 4>(data, in, row + i, result + i), i += 4;
-            else if (left >= 2) tile_product<FORMAT, 2>(data, in, row + i, result + i), i += 2;
-            else tile_product<FORMAT, 1>(data, in, row + i, result + i), i += 1;
+            if (ROWS >= 8 && left >= 8) one_or_two<FORMAT, 8>(sides, data, in, row, i, result), i += 8;
+            else if (left >= 4) one_or_two<FORMAT, 4>(sides, data, in, row, i, result), i += 4;
+            else if (left >= 2) one_or_two<FORMAT, 2>(sides, data, in, row, i, result), i += 2;
+            else one_or_two<FORMAT, 1>(sides, data, in, row, i, result), i += 1;
         }
-        if (w.bias != nullptr) {  // padded to whole tiles
-            const F bias = load(w.bias + (int64_t)(tile + t) * LANES);
-            for (int i = 0; i < rows; i++) result[i] = result[i] + bias;
+        for (int s = 0; s < sides; s++) {
+            const int64_t first = (int64_t)(t + s) * LANES;
+            if (w.bias != nullptr) {  // padded to whole tiles
+                const F bias = load(w.bias + (int64_t)tile * LANES + first);
+                for (int i = 0; i < rows; i++) result[s][i] = result[s][i] + bias;
+            }
+            for (int i = 0; i < rows; i++) store(out + i * stride + first, result[s][i]);
         }
-        for (int i = 0; i < rows; i++) store(out + i * stride + t * LANES, result[i]);
     }
 }
 
