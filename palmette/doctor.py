@@ -36,6 +36,7 @@ def examine() -> list[Finding]:
         _automaton(),
         _gpu(),
         _embedded_model(),
+        _kept(),
     ]
 
 
@@ -96,3 +97,13 @@ def _embedded_model() -> Finding:
     except ModelNotFound as error:
         return Finding("smollm2", "not installed", str(error))
     return Finding("smollm2", f"installed ({path.name})")
+
+
+def _kept() -> Finding:
+    from palmette.runtime.models.tile_cache import cache_folder
+
+    folder = cache_folder()
+    if folder is None:
+        return Finding("kept", "nothing: PALMETTE_CACHE=0 is set, or there is no home")
+    size = sum(file.stat().st_size for file in folder.glob("tiles/*.tiles"))
+    return Finding("kept", f"{size >> 20} MB of packed weights in {folder / 'tiles'}, which may be removed")

@@ -22,6 +22,8 @@ from palmette.runtime.models.load import find_model
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated, so before any is imported
 
+os.environ["PALMETTE_CACHE"] = "0"  # nothing of a test outlives it; what tests of the cache keep, they name
+
 Figures = Callable[..., None]
 _RESULTS = pytest.StashKey[dict[str, dict[str, Any]]]()
 

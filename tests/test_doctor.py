@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from typer.testing import CliRunner
 
@@ -16,7 +18,7 @@ def told() -> dict[str, str]:
 def test_every_subject_is_told_once() -> None:
     result = CliRunner().invoke(app, ["doctor"])
     assert result.exit_code == 0
-    for subject in ("palmette", "CPU decoder", "constraints", "GPU", "smollm2"):
+    for subject in ("palmette", "CPU decoder", "constraints", "GPU", "smollm2", "kept"):
         assert sum(line.startswith(subject) for line in result.output.splitlines()) == 1
 
 
@@ -34,3 +36,14 @@ def test_an_instruction_set_that_does_not_run_here_is_no_surprise_later(monkeypa
     assert "models do not load" in told()["CPU decoder"]
     monkeypatch.setenv("PALMETTE_CPU_KERNELS", "torch")
     assert "PALMETTE_CPU_KERNELS=torch is set" in told()["CPU decoder"]
+
+
+def test_what_is_kept_on_disk_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PALMETTE_CACHE", str(tmp_path))
+    assert told()["kept"].split()[1:3] == ["0", "MB"]
+    (tmp_path / "tiles").mkdir()
+    (tmp_path / "tiles" / "x.tiles").write_bytes(bytes(3 << 20))
+    assert told()["kept"].split()[1:3] == ["3", "MB"]
+    assert str(tmp_path) in told()["kept"]
+    monkeypatch.setenv("PALMETTE_CACHE", "0")
+    assert "PALMETTE_CACHE=0" in told()["kept"]

@@ -26,7 +26,8 @@ from palmette.kernels.cpu.library import BLOCK, LANES, PACKED_KINDS, Format, Lib
 from palmette.kernels.rope import rope_frequencies
 from palmette.runtime.models.config import ModelConfig
 from palmette.runtime.models.digest import SAMPLES
-from palmette.runtime.models.packing import Packer
+from palmette.runtime.models.packing import Packer, WrongSize
+from palmette.runtime.models.tile_cache import TileCache
 from palmette.runtime.models.weights import WeightSource
 
 Precision = Literal["auto", "float32", "int8"]  # the file's own; all floats; 8-bit blocks where the file has floats
@@ -101,17 +102,39 @@ def compile_weights(
     library: Library,
     instruction_set: str,
     precision: Precision = "auto",
+    cache: TileCache | None = None,
     meanwhile: Callable[[], object] | None = None,
 ) -> CompiledDecoder:
     """Read every tensor the config calls for.
 
     Args:
+        cache: where packed weights are, or will be once they are packed.
         meanwhile: called while another thread packs, for which most formats need no interpreter.
 
     Raises:
         CorruptModel: from the source.
     """
-    packer = Packer(library, torch.get_num_threads())
+    packer = Packer(library, torch.get_num_threads(), None if cache is None else cache.open())
+    compiled = partial(_compile, config, source, instruction_set=instruction_set, precision=precision)
+    try:
+        decoder = compiled(packer, meanwhile=meanwhile)
+    except WrongSize:
+        packer = Packer(library, torch.get_num_threads())
+        decoder = compiled(packer, meanwhile=meanwhile)
+    if cache is not None and packer.packed is None and decoder.is_quantized:  # floats would be many times the file
+        cache.write_later(packer.pieces)
+    return decoder
+
+
+def _compile(
+    config: ModelConfig,
+    source: WeightSource,
+    packer: Packer,
+    *,
+    instruction_set: str,
+    precision: Precision,
+    meanwhile: Callable[[], object] | None,
+) -> CompiledDecoder:
     reader = _Reader(config, source, packer, precision)
     layers = [(reader.matrices(i), reader.norms(i)) for i in range(config.num_layers)]
     embedding = reader.matrix("embedding", config.vocab_size, config.hidden_size)

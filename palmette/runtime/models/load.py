@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Final
@@ -28,6 +29,7 @@ from palmette.runtime.models.hf_model import open_directory
 from palmette.runtime.models.hf_tokenizer import directory_tokenizer
 from palmette.runtime.models.loaded import LoadedModel
 from palmette.runtime.models.quantized import quantize_weights
+from palmette.runtime.models.tile_cache import tile_cache
 from palmette.runtime.models.weights import WeightSource, assemble
 from palmette.runtime.tokenizer import Tokenizer
 
@@ -73,10 +75,20 @@ def load_model(
         raise InvalidOption("dtype", dtype, ", ".join((*_TORCH_DTYPES, *_OTHER_DTYPES)))
     path, name = find_model(name_or_path)
     with _no_collections():
-        config, source, read_tokenizer = _open_gguf(path) if path.is_file() else _open_directory(path)
-        tokenizer = cache(read_tokenizer)  # by whoever has time first
-        model, digest = _load_weights(config, source, key, device, cpu_kernels, gpu_kernels, name, tokenizer)
-        return LoadedModel(config, model, tokenizer(), digest, name)
+        opened = _open_gguf(path, name) if path.is_file() else _open_directory(path, name)
+        model, digest = _load_weights(opened, key, device, cpu_kernels, gpu_kernels)
+        return LoadedModel(opened.config, model, opened.tokenizer(), digest, name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A model whose weights are not read yet."""
+
+    name: str
+    files: Sequence[Path]  # its weights are in
+    config: ModelConfig
+    source: WeightSource
+    tokenizer: Callable[[], Tokenizer]  # made by the first call, whoever has time for it
 
 
 @contextmanager
@@ -92,31 +104,24 @@ def _no_collections() -> Iterator[None]:
 
 
 def _load_weights(
-    config: ModelConfig,
-    source: WeightSource,
-    dtype: str,
-    device: torch.device,
-    cpu_kernels: str,
-    gpu_kernels: str,
-    name: str,
-    meanwhile: Callable[[], object],
+    opened: _Opened, dtype: str, device: torch.device, cpu_kernels: str, gpu_kernels: str
 ) -> tuple[Decoder | CompiledDecoder, str]:
-    """The model and its digest; calls `meanwhile` where it would only wait for the compiled core."""
+    """The model and its digest."""
     on_cpu = device.type == "cpu" and gpu_kernels != "triton"
     if cpu_kernels != "torch" and on_cpu and dtype not in ("bfloat16", "float16"):
-        compiled = _try_compiled(config, source, dtype, cpu_kernels, name, meanwhile)
+        compiled = _try_compiled(opened, dtype, cpu_kernels)
         if compiled is not None:
             return compiled, compiled.digest
     if on_cpu and dtype in ("int8", "fp8"):
         raise InvalidOption("dtype", dtype, "float32, bfloat16 or float16 without the compiled core")
-    kernels = choose_step_kernels(gpu_kernels, device, name)
+    kernels = choose_step_kernels(gpu_kernels, device, opened.name)
     default = torch.bfloat16 if device.type == "cuda" else torch.float32
-    weights = assemble(config, source, dtype=_TORCH_DTYPES.get(dtype, default), device=device)
-    digest = model_digest(config, weights)
+    weights = assemble(opened.config, opened.source, dtype=_TORCH_DTYPES.get(dtype, default), device=device)
+    digest = model_digest(opened.config, weights)
     if dtype in ("int8", "fp8"):
         weights = quantize_weights(weights, "int8" if dtype == "int8" else "fp8", with_triton=kernels.walks_pages)
         digest = f"{digest}-{dtype}"
-    return Decoder(config, weights, kernels), digest
+    return Decoder(opened.config, weights, kernels), digest
 
 
 def find_device(device: torch.device | str) -> torch.device:
@@ -157,44 +162,39 @@ def choose_step_kernels(gpu_kernels: str, device: torch.device, name: str) -> St
     return TritonKernels()
 
 
-def _try_compiled(
-    config: ModelConfig,
-    source: WeightSource,
-    dtype: str,
-    cpu_kernels: str,
-    name: str,
-    meanwhile: Callable[[], object],
-) -> CompiledDecoder | None:
+def _try_compiled(opened: _Opened, dtype: str, cpu_kernels: str) -> CompiledDecoder | None:
     """None where torch has to do it; says why, unless the user chose so."""
     if cpu_kernels == "auto" and not is_wanted():
         return None
     try:
         instruction_set = choose_instruction_set(cpu_kernels)
-        reason = why_not_compiled(config)
+        reason = why_not_compiled(opened.config)
     except NotBuilt as error:
         reason = str(error)
     if reason is not None:
         if cpu_kernels != "auto":
             raise InvalidOption("cpu_kernels", cpu_kernels, f"torch, as the compiled core cannot be used: {reason}")
-        logger.warning("%s runs on torch, several times slower than the compiled core: %s", name, reason)
+        logger.warning("%s runs on torch, several times slower than the compiled core: %s", opened.name, reason)
         return None
     precision: Precision = "float32" if dtype == "float32" else "int8" if dtype == "int8" else "auto"
     return compile_weights(
-        config,
-        source,
+        opened.config,
+        opened.source,
         library=library(),
         instruction_set=instruction_set,
         precision=precision,
-        meanwhile=meanwhile,
+        cache=tile_cache(opened.files, f"{opened.config} {precision}"),
+        meanwhile=opened.tokenizer,
     )
 
 
-def _open_gguf(path: Path) -> tuple[ModelConfig, WeightSource, Callable[[], Tokenizer]]:
+def _open_gguf(path: Path, name: str) -> _Opened:
     file = GGUFFile(path)
     config = gguf_config(file)
-    return config, GGUFSource(file, config), partial(gguf_tokenizer, file)
+    return _Opened(name, [path], config, GGUFSource(file, config), cache(partial(gguf_tokenizer, file)))
 
 
-def _open_directory(path: Path) -> tuple[ModelConfig, WeightSource, Callable[[], Tokenizer]]:
+def _open_directory(path: Path, name: str) -> _Opened:
     config, source = open_directory(path)
-    return config, source, partial(directory_tokenizer, path)
+    files = list(path.glob("*.safetensors"))
+    return _Opened(name, files, config, source, cache(partial(directory_tokenizer, path)))

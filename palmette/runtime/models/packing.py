@@ -21,12 +21,22 @@ _PIECE = 64 << 20  # bytes that are taken from the system at once; those that ar
 Read = Callable[[], NDArray[np.float32]]  # a matrix as floats; raises CorruptModel for one that is not finite
 
 
+class WrongSize(Exception):
+    """Tiles that were kept are not as many bytes as the model's."""
+
+
 @dataclass(slots=True)
 class Packer:
-    """Adds return the tiles' memory at once; `run` fills all of it."""
+    """Adds return the tiles' memory at once; `run` fills all of it.
+
+    Args:
+        packed: all tiles in the order of the adds, packed before.
+    """
 
     library: Library
     num_threads: int
+    packed: NDArray[np.uint8] | None = None
+    pieces: list[NDArray[np.uint8]] = field(default_factory=list)  # what was given out, together all tiles
     _blocks: list[tuple[Packing, StoredBlocks, Read]] = field(default_factory=list)
     _floats: list[tuple[Packing, Read]] = field(default_factory=list)
     _memory: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))  # not given out yet
@@ -57,7 +67,12 @@ class Packer:
         """
         Raises:
             CorruptModel: from a `read`.
+            WrongSize: `packed` is of another model.
         """
+        if self.packed is not None:
+            if len(self._memory):
+                raise WrongSize
+            return
         self.library.pack([packing for packing, _, _ in self._blocks], self.num_threads)
         for packing, _, read in self._blocks:
             if not packing.finite:
@@ -74,9 +89,15 @@ class Packer:
         self.library.pack([packing], 1)
 
     def _tiles(self, form: Format, shape: tuple[int, int]) -> NDArray[np.uint8]:
-        """Zeros for a matrix, beginning at a cache line."""
+        """Memory of a matrix, beginning at a cache line: zeros, or what was packed before."""
         size = tile_bytes(form, shape)
-        if size > len(self._memory):
+        if self.packed is not None:
+            if not self.pieces:
+                self._memory = self.packed
+            if size > len(self._memory):
+                raise WrongSize
+        elif size > len(self._memory):
             self._memory = np.frombuffer(fresh_pages(max(size, _PIECE)), np.uint8)
         tiles, self._memory = self._memory[:size], self._memory[size:]
+        self.pieces.append(tiles)
         return tiles

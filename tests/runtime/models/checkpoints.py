@@ -73,11 +73,11 @@ def configs() -> dict[str, Any]:
     }
 
 
-def random_model(config: Any) -> Any:
+def random_model(config: Any, seed: int = 0) -> Any:
     """A transformers model with weights large enough that every part of it matters."""
     config._attn_implementation = "eager"  # the only one with Gemma 2's soft cap
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
