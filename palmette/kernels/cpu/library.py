@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from palmette.errors import InvalidOption
 from palmette.native import NotBuilt, load_library
 
-_VERSION = 2  # of the interface; core.cpp has the same
+VERSION = 2  # of the interface and of the tiles; core.cpp has the same
 
 BLOCK = 32  # columns that share a scale
 LANES = 16  # rows of a tile
@@ -178,7 +178,7 @@ def library() -> Library:
         NotBuilt: it is not there; says why.
     """
     functions = load_library(Path(__file__).parent, "_core")
-    if functions.palmette_version() != _VERSION:
+    if functions.palmette_version() != VERSION:
         raise NotBuilt("it was built from other sources: install palmette again")
     return Library(functions)
 

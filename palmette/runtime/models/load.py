@@ -13,9 +13,8 @@ from typing import Final
 
 import torch
 
-from palmette import __version__
 from palmette.errors import InvalidOption
-from palmette.kernels.cpu.library import choose_instruction_set, library
+from palmette.kernels.cpu.library import VERSION, choose_instruction_set, library
 from palmette.kernels.step_kernels import StepKernels, TorchKernels
 from palmette.native import NotBuilt, is_wanted
 from palmette.runtime.models.compiled import CompiledDecoder, Precision, compile_weights, why_not_compiled
@@ -184,7 +183,7 @@ def _try_compiled(opened: _Opened, dtype: str, cpu_kernels: str) -> CompiledDeco
         library=library(),
         instruction_set=instruction_set,
         precision=precision,
-        cache=tile_cache(opened.files, f"{__version__} {opened.config} {precision}"),
+        cache=tile_cache(opened.files, f"{VERSION} {opened.config} {precision}"),
         meanwhile=opened.tokenizer,
     )
 

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
 
-_MAGIC: Final = b"PMTILES\x01"  # its last byte is the version of all of this, the tiles' layout included
+_MAGIC: Final = b"PMTILES\x01"  # its last byte is the version of what stands before the tiles
 _U64: Final = struct.Struct("<Q")
 _PAGE: Final = 4096
 _SHARE = 10  # of the free space, one part may be taken

@@ -303,7 +303,7 @@ def test_a_library_that_does_not_load_means_torch(
 def test_a_library_of_other_sources_means_torch(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(cpu, "_VERSION", -1)
+    monkeypatch.setattr(cpu, "VERSION", -1)
     library.cache_clear()
     try:
         assert isinstance(load_model(checkpoint, dtype="auto", cpu_kernels="auto").model, Decoder)
