@@ -304,11 +304,11 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """What one engine step added to a generate request. Texts concatenate to the hole's final text."""
+    """What an engine step added to a generate request, or several did. Texts concatenate to the hole's final text."""
 
     request_id: str
     text: str = ""  # whole characters, never part of a stop string
-    token_ids: tuple[int, ...] = ()  # sampled in this step
+    token_ids: tuple[int, ...] = ()  # sampled in it
     logprobs: tuple[TokenLogprob, ...] = ()  # one per token id, if asked for
     finish: Finish | None = None  # on exactly one event, the last
 

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Protocol
 
 from palmette.errors import Cancelled, EngineDied, HoleTimeout, PalmetteError, RequestError
@@ -40,10 +41,10 @@ class Flight:
         async for event in flight: ...
     """
 
-    __slots__ = ("_events", "_flights", "_unread", "_waiter", "crashes", "deadline", "ended", "handed_out", "request",
-                 "sent", "times", "whole")  # fmt: skip
+    __slots__ = ("_due", "_events", "_flights", "_pace", "_timer", "_unread", "_waiter", "crashes", "deadline", "ended",
+                 "handed_out", "request", "sent", "times", "whole")  # fmt: skip
 
-    def __init__(self, flights: Flights, request: Request, deadline: float, *, whole: bool) -> None:
+    def __init__(self, flights: Flights, request: Request, deadline: float, *, whole: bool, pace: float) -> None:
         self.request = request
         self.deadline = deadline  # on the flights' clock
         self.whole = whole  # hand nothing out before the end
@@ -56,6 +57,9 @@ class Flight:
         self._events: deque[Event] = deque()
         self._unread = 0  # as _size counts
         self._waiter: asyncio.Future[None] | None = None
+        self._pace = pace  # seconds between two events that are handed out; what comes meanwhile is one event
+        self._due = 0.0  # on the loop's clock: when the next one may be
+        self._timer: asyncio.TimerHandle | None = None  # wakes the reader then
 
     async def __aenter__(self) -> Flight:
         return self
@@ -67,17 +71,29 @@ class Flight:
         return self
 
     async def __anext__(self) -> Event:
-        while not self._events or (self.whole and not self.ended):
+        loop = asyncio.get_running_loop()
+        while not self._events or (not self.ended and (self.whole or loop.time() < self._due)):
             if self.ended:
                 raise StopAsyncIteration
-            self._waiter = asyncio.get_running_loop().create_future()
+            self._waiter = loop.create_future()
+            if self._events and not self.whole:
+                self._timer = loop.call_at(self._due, _release, self._waiter)
             try:
                 await self._waiter
             finally:
                 self._waiter = None
-        event = self._events.popleft()
+                if self._timer is not None:
+                    self._timer.cancel()
+                    self._timer = None
         self.handed_out = True
-        self._unread -= _size(event)
+        if not self._pace:
+            event = self._events.popleft()
+            self._unread -= _size(event)
+            return event
+        event = _joined(self._events)
+        self._events.clear()
+        self._unread = 0
+        self._due = loop.time() + self._pace
         return event
 
     def close(self) -> None:
@@ -109,8 +125,8 @@ class Flight:
         self.sent = False
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done() and (self.ended or not self.whole):
-            self._waiter.set_result(None)
+        if self._waiter is not None and (self.ended or not (self.whole or self._timer is not None)):
+            _release(self._waiter)
 
 
 class Flights:
@@ -134,15 +150,17 @@ class Flights:
     def is_attached(self) -> bool:
         return self._transport is not None
 
-    def launch(self, request: Request, deadline: float, *, whole: bool) -> Flight:
+    def launch(self, request: Request, deadline: float, *, whole: bool, pace: float = 0.0) -> Flight:
         """Send a request, now or as soon as there is an engine.
 
         Args:
             deadline: when it fails with HoleTimeout at the latest, on the clock.
             whole: hand out nothing before the end, so that the request survives an engine's death.
+            pace: hand out an event in so many seconds at most, the first one and the end at once: what comes between
+                is joined, which spares both sides of a connection most of their work.
         """
         assert request.request_id not in self._live, "ids are made here, one for each request"
-        flight = Flight(self, request, deadline, whole=whole)
+        flight = Flight(self, request, deadline, whole=whole, pace=pace)
         self._live[request.request_id] = flight
         if self._transport is not None:
             self._send(flight)
@@ -226,6 +244,26 @@ class Flights:
         if not kept:
             flight.restart()
         flight.take(refusal(flight.request, FinishReason.FAILED, error), self._clock())
+
+
+def _joined(events: Sequence[Event]) -> Event:
+    """One event that says what all of one request say; only token events are several."""
+    if len(events) == 1:
+        return events[0]
+    parts = [event for event in events if isinstance(event, TokenEvent)]
+    assert len(parts) == len(events), "a request has one event, or token events"
+    return TokenEvent(
+        parts[0].request_id,
+        "".join(part.text for part in parts),
+        tuple(chain.from_iterable(part.token_ids for part in parts)),
+        tuple(chain.from_iterable(part.logprobs for part in parts)),
+        parts[-1].finish,
+    )
+
+
+def _release(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 def _size(event: Event) -> int:

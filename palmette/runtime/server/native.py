@@ -45,6 +45,7 @@ from palmette.types import Finish, FinishReason, GenerateRequest, TokenEvent
 T = TypeVar("T")
 
 API_VERSION = 1  # of what `palmette` in /model_info announces
+_PACE = 0.03  # seconds between two chunks for a RuntimeEndpoint, whose program mostly waits for the end
 FEATURES = ("program", "constraint", "score", "tokenizer")
 
 
@@ -133,7 +134,9 @@ class _Run:
                         raise _Broken(error, was_told=self.is_palmette)
 
     def _events(self, sample: Sample, request: GenerateRequest, *, whole: bool) -> AsyncGenerator[TokenEvent]:
-        return self.aborts.events(self.client, request, sample.rids, whole=whole)
+        return self.aborts.events(
+            self.client, request, sample.rids, whole=whole, pace=_PACE if self.is_palmette and not whole else 0.0
+        )
 
     def _program(self, sample: Sample) -> ProgramBody | None:
         """The samples of one prompt are siblings, unless the program says of which fork they are."""

@@ -35,7 +35,7 @@ class Aborts:
         return len(self._running)
 
     async def events(
-        self, client: Client, request: GenerateRequest, rids: Iterable[str], *, whole: bool
+        self, client: Client, request: GenerateRequest, rids: Iterable[str], *, whole: bool, pace: float = 0.0
     ) -> AsyncGenerator[TokenEvent]:
         """The events of a request that can be aborted under any of `rids`. To be closed, which cancels the rest.
 
@@ -50,7 +50,7 @@ class Aborts:
             self._running.setdefault(name, set()).add(running)
         try:
             running.task = asyncio.current_task()
-            async with self._service.submit(client, request, whole=whole) as events:
+            async with self._service.submit(client, request, whole=whole, pace=pace) as events:
                 running.is_flying = True
                 async for event in events:
                     assert isinstance(event, TokenEvent), "a generate request is answered by token events"

@@ -251,7 +251,9 @@ class Service:
             ) from None
 
     @asynccontextmanager
-    async def submit(self, client: Client, request: Request, *, whole: bool) -> AsyncIterator[AsyncIterator[Event]]:
+    async def submit(
+        self, client: Client, request: Request, *, whole: bool, pace: float = 0.0
+    ) -> AsyncIterator[AsyncIterator[Event]]:
         """Queue a request and follow it: `async with service.submit(...) as events: async for event in events: ...`.
 
         Leaving the block cancels what has not ended. The events are those of `palmette.types`; the last one carries
@@ -259,6 +261,7 @@ class Service:
 
         Args:
             whole: hand nothing out before the end, so that the request survives a crash of the engine.
+            pace: seconds between two events, as Flights.launch.
 
         Raises:
             Overloaded, HoleTimeout, EngineDied: there is no room, no turn in time, or no engine for now.
@@ -289,7 +292,7 @@ class Service:
             raise
         try:
             watch.admitted = self.clock()
-            async with self.flights.launch(request, deadline, whole=whole) as flight:
+            async with self.flights.launch(request, deadline, whole=whole, pace=pace) as flight:
                 watch.times = flight.times
                 yield watch.follow(flight)
         finally:

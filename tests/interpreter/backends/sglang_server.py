@@ -158,6 +158,7 @@ def sglang_serving(
     dialect = SGLangServer(served, incremental=incremental, knows_old_paths=knows_old_paths)
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
+    sock.listen()  # who connects before the server accepts waits instead of being refused
     dialect.url = f"http://127.0.0.1:{sock.getsockname()[1]}"
     settings = uvicorn.Config(
         dialect.app, lifespan="off", log_level="warning", access_log=False, timeout_graceful_shutdown=1

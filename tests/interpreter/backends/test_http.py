@@ -154,9 +154,9 @@ def test_a_stream_comes_in_pieces_that_add_up(endpoint: RuntimeEndpoint) -> None
     state = story.run(backend=endpoint, stream=True, seed=3, namespace=fresh())
     pieces = list(state.text_iter("x"))
     assert "".join(pieces) == state["x"]
-    heard = ask(endpoint, "pieces", params=SamplingParams(max_new_tokens=60, ignore_eos=True))
+    heard = ask(endpoint, "pieces", params=SamplingParams(max_new_tokens=300, ignore_eos=True))
     heard.wait()
-    assert len(heard.events) > 10, "it came at once"
+    assert len(heard.events) > 3, "it came at once"
 
 
 def test_a_set_default_backend_is_used(endpoint: RuntimeEndpoint) -> None:

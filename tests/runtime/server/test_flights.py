@@ -6,9 +6,10 @@ import asyncio
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -161,6 +162,70 @@ def test_what_was_read_counts_no_longer(loop: VirtualLoop) -> None:
         assert loop.run(read(flight)) is not None
         assert flight.unread == 0
     assert not flight.ended
+
+
+@settings(max_examples=300)
+@given(
+    gaps=st.lists(st.sampled_from([0.0, 0.001, 0.01, 0.04, 0.2]), min_size=1, max_size=30),
+    late=st.sampled_from([0.0, 0.015, 0.5]),
+)
+def test_a_pace_joins_events_and_delays_neither_the_first_nor_the_end(
+    gaps: list[float], late: float
+) -> None:
+    loop = VirtualLoop()
+    flights = Flights(loop.time, max_unread=10_000)
+    flights.attach(Engine())
+    flight = flights.launch(GenerateRequest("a", (1,)), 1000.0, whole=False, pace=0.03)
+    row = TokenLogprob(7, -1.0)
+    events = [TokenEvent("a", f"{i} ", (i,), (row,), STOP if i + 1 == len(gaps) else None) for i in range(len(gaps))]
+    came: list[float] = []
+    found: list[tuple[float, TokenEvent]] = []
+
+    async def write() -> None:
+        for gap, event in zip(gaps, events, strict=True):
+            await asyncio.sleep(gap)
+            came.append(loop.time())
+            flights.take([event])
+
+    async def read_all() -> None:
+        await asyncio.sleep(late)
+        async for event in flight:
+            assert isinstance(event, TokenEvent)
+            found.append((loop.time(), event))
+
+    async def both() -> None:
+        await asyncio.gather(write(), read_all())
+
+    loop.run(both())
+    assert "".join(event.text for _, event in found) == "".join(event.text for event in events)
+    assert [i for _, event in found for i in event.token_ids] == list(range(len(gaps)))
+    assert sum(len(event.logprobs) for _, event in found) == len(gaps)
+    assert [event.finish for _, event in found] == [None] * (len(found) - 1) + [STOP]
+    times = [time for time, _ in found]
+    assert times[0] - max(came[0], late) < 1e-4
+    assert times[-1] - max(came[-1], late) < 1e-4
+    assert all(after - before > 0.03 - 1e-9 for before, after in pairwise(times[:-1]))
+    assert flight.unread == 0
+    loop.close()
+
+
+def test_the_end_of_an_engine_says_what_a_pace_held_back(loop: VirtualLoop) -> None:
+    flights = Flights(loop.time, max_unread=100)
+    flights.attach(Engine())
+    flight = flights.launch(GenerateRequest("a", (1,)), 10.0, whole=False, pace=1.0)
+    flights.take([TokenEvent("a", "x", (1,))])
+    assert loop.run(read(flight)) == TokenEvent("a", "x", (1,))
+    reading = loop.create_task(read(flight))
+    for i in (2, 3):
+        flights.take([TokenEvent("a", "y", (i,))])
+        loop.settle()
+    assert not reading.done()
+    flights.detach()
+    event = loop.run(reading)
+    assert isinstance(event, TokenEvent)
+    assert (event.text, event.token_ids) == ("yy", (2, 3))
+    assert isinstance(error_in(event), EngineDied)
+    assert loop.run(read(flight)) is None
 
 
 # -- everything at once ------------------------------------------------------------------------------------------------
