@@ -249,9 +249,12 @@ class _Link:
             self._hints = Hints(self._client.spawn, self._write_hint, self._send_hint)
         self._hints.put(event)
 
-    async def _write_hint(self, event: ProgramEvent) -> tuple[str, dict[str, Any]] | None:
-        namespace = "" if isinstance(event, ProgramEnded) else event.namespace
-        return (await self._dialect()).hint(event, salt=self._salted(namespace))
+    async def _write_hint(self, events: Sequence[ProgramEvent]) -> Sequence[tuple[str, dict[str, Any]]]:
+        dialect = await self._dialect()
+        ended = [event.program for event in events if isinstance(event, ProgramEnded)]
+        others = [event for event in events if not isinstance(event, ProgramEnded)]
+        written = [dialect.hint(event, salt=self._salted(event.namespace)) for event in others]
+        return [*(post for post in written if post is not None), *dialect.ends(ended)]
 
     async def _send_hint(self, path: str, body: dict[str, Any], seconds: float) -> object:
         return await self._client.post(path, body, seconds=seconds)

@@ -82,7 +82,9 @@ async def meet(client: HttpClient, tokenizer: str | Path | None) -> Server:
             made = await asyncio.to_thread(_read, tokenizer)
         kinds = ours.get("constraints")
         constraints = frozenset(map(str, kinds)) if kinds else CONSTRAINTS
-        dialect = PalmetteDialect(constraints=constraints, takes_hints="program" in features)
+        dialect = PalmetteDialect(
+            constraints=constraints, takes_hints="program" in features, takes_ends="ends" in features
+        )
         context_len = ours.get("context_len")
     else:
         from palmette.interpreter.backends.http_sglang import SGLangDialect, Spelling

@@ -6,11 +6,19 @@ what comes back.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from palmette.errors import PalmetteError
-from palmette.types import GenerateRequest, ProgramEvent, ScoreEvent, ScoreRequest, TokenEvent, TokenLogprob
+from palmette.types import (
+    BranchesEnded,
+    ForkDeclared,
+    GenerateRequest,
+    ScoreEvent,
+    ScoreRequest,
+    TokenEvent,
+    TokenLogprob,
+)
 
 Post: TypeAlias = Callable[[str, object], Awaitable[bytes]]  # (path, body) -> the answer's body
 Row: TypeAlias = tuple[float | None, int, Any]  # (logprob, token id, text or None)
@@ -54,8 +62,12 @@ class Dialect(Protocol):
         """Raises what `post` raises."""
         ...
 
-    def hint(self, event: ProgramEvent, *, salt: str) -> tuple[str, dict[str, Any]] | None:
+    def hint(self, event: ForkDeclared | BranchesEnded, *, salt: str) -> tuple[str, dict[str, Any]] | None:
         """(path, body) of what tells the server; None if it would not listen."""
+        ...
+
+    def ends(self, programs: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+        """The same of programs of which nothing more comes."""
         ...
 
 

@@ -5,6 +5,7 @@ Nothing is computed here that the server knows: what it kept of an output, the t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -20,8 +21,6 @@ from palmette.types import (
     ForkDeclared,
     GenerateRequest,
     Hints,
-    ProgramEnded,
-    ProgramEvent,
     ScoreEvent,
     ScoreRequest,
     TokenEvent,
@@ -81,9 +80,13 @@ _scores = msgspec.json.Decoder(_Scores)
 class PalmetteDialect:
     """See Dialect."""
 
-    def __init__(self, *, constraints: frozenset[str], takes_hints: bool) -> None:
+    def __init__(self, *, constraints: frozenset[str], takes_hints: bool, takes_ends: bool = False) -> None:
+        """
+        Args:
+            takes_ends: several programs' ends in one request.
+        """
         self.constraints = constraints
-        self._takes_hints = takes_hints
+        self._takes_hints, self._takes_ends = takes_hints, takes_ends
 
     def body(self, request: GenerateRequest, *, salt: str, priority: int, timeout: float | None) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -118,19 +121,22 @@ class PalmetteDialect:
             raise RequestError(f"the server's scores cannot be read: {error}") from error
         return ScoreEvent(request.request_id, scores.logprobs, scores.unconditional, scores.usage)
 
-    def hint(self, event: ProgramEvent, *, salt: str) -> tuple[str, dict[str, Any]] | None:
+    def hint(self, event: ForkDeclared | BranchesEnded, *, salt: str) -> tuple[str, dict[str, Any]] | None:
         if not self._takes_hints:
             return None
-        body: dict[str, Any] = {"program": event.program}
-        if isinstance(event, ProgramEnded):
-            return "/program/end", body
-        body["input_ids"] = tuple(event.token_ids)
+        body: dict[str, Any] = {"program": event.program, "input_ids": tuple(event.token_ids)}
         if salt:
             body["cache_salt"] = salt
         if isinstance(event, ForkDeclared):
             return "/palmette/program/fork", {**body, "siblings": event.siblings}
-        assert isinstance(event, BranchesEnded), f"no program event: {event!r}"
         return "/palmette/program/branches_ended", {**body, "count": event.count}
+
+    def ends(self, programs: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+        if not self._takes_hints or not programs:
+            return []
+        if self._takes_ends and len(programs) > 1:
+            return [("/program/end", {"programs": list(programs)})]
+        return [("/program/end", {"program": program}) for program in programs]
 
     def _shared(
         self, request: GenerateRequest | ScoreRequest, *, salt: str, priority: int, timeout: float | None

@@ -19,11 +19,12 @@ from palmette.interpreter.backends.http_errors import chunk_error
 from palmette.runtime.detokenizer import Detokenizer
 from palmette.specs import Grammar, JsonSchema, Regex, SchemaOptions, Spec
 from palmette.types import (
+    BranchesEnded,
     ChoiceTrie,
     Finish,
     FinishReason,
+    ForkDeclared,
     GenerateRequest,
-    ProgramEvent,
     ScoreEvent,
     ScoreRequest,
     TokenEvent,
@@ -126,8 +127,11 @@ class SGLangDialect:
             request.request_id, tuple(logprobs), tuple(unconditional) if request.unconditional else (), usage
         )
 
-    def hint(self, event: ProgramEvent, *, salt: str) -> tuple[str, dict[str, Any]] | None:
+    def hint(self, event: ForkDeclared | BranchesEnded, *, salt: str) -> tuple[str, dict[str, Any]] | None:
         return None
+
+    def ends(self, programs: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+        return []
 
 
 class _SGLangReader:

@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 API_VERSION = 1  # of what `palmette` in /model_info announces
 _PACE = 0.03  # seconds between two chunks for a RuntimeEndpoint, whose program mostly waits for the end
-FEATURES = ("program", "constraint", "score", "tokenizer")
+FEATURES = ("program", "ends", "constraint", "score", "tokenizer")
 
 
 # -- /generate ---------------------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from palmette.types import BranchesEnded, ForkDeclared, Hints, ProgramEnded, Pro
 MAX_PROGRAMS = 4096  # of one client that are remembered at once
 MAX_SIBLINGS = 65_536  # of one client that were announced and have not come
 MAX_DEPTH = 1024  # forks inside forks of one stream
+_MOST_ENDS = 1024  # that one request tells
 _MIN_DELAY = 0.01  # seconds between two looks
 
 Count = Annotated[int, Field(ge=0, lt=1 << 31)]
@@ -243,19 +244,24 @@ def book_of(request: Request) -> ProgramBook:
 # -- endpoints ---------------------------------------------------------------------------------------------------------
 
 
-class EndBody(BaseModel):
+class _Body(BaseModel):
     model_config = ConfigDict(strict=True, hide_input_in_errors=True)
 
+
+class EndBody(_Body):
+    program: ProgramId | None = None
+    programs: Annotated[list[ProgramId], Field(max_length=_MOST_ENDS)] | None = None  # in place of one
+
+
+class ForkBody(_Body):
     program: ProgramId
-
-
-class ForkBody(EndBody):
     input_ids: TokenIds  # what the streams extend
     siblings: Annotated[int, Field(ge=1, lt=1 << 31)]
     cache_salt: Annotated[str, Field(max_length=256)] | None = None
 
 
-class BranchesEndedBody(EndBody):
+class BranchesEndedBody(_Body):
+    program: ProgramId
     input_ids: TokenIds
     count: Annotated[int, Field(ge=1, lt=1 << 31)]
     cache_salt: Annotated[str, Field(max_length=256)] | None = None
@@ -279,7 +285,12 @@ async def branches_ended(request: Request) -> Response:
 
 async def end(request: Request) -> Response:
     body = await read_body(request, EndBody)
-    return _told(book_of(request).end(client_of(request), body.program))
+    if (body.program is None) == (body.programs is None):
+        raise InvalidOption("program", body.program, "an id, or several of them as `programs`")
+    programs = [body.program] if body.program is not None else body.programs or []
+    book, client = book_of(request), client_of(request)
+    noted = [book.end(client, program) for program in programs]
+    return _told(any(noted))
 
 
 def check_token_ids(card: ModelCard, token_ids: Sequence[int], field: str = "input_ids") -> None:

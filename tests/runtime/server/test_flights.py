@@ -169,9 +169,7 @@ def test_what_was_read_counts_no_longer(loop: VirtualLoop) -> None:
     gaps=st.lists(st.sampled_from([0.0, 0.001, 0.01, 0.04, 0.2]), min_size=1, max_size=30),
     late=st.sampled_from([0.0, 0.015, 0.5]),
 )
-def test_a_pace_joins_events_and_delays_neither_the_first_nor_the_end(
-    gaps: list[float], late: float
-) -> None:
+def test_a_pace_joins_events_and_delays_neither_the_first_nor_the_end(gaps: list[float], late: float) -> None:
     loop = VirtualLoop()
     flights = Flights(loop.time, max_unread=10_000)
     flights.attach(Engine())

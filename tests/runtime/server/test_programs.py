@@ -287,6 +287,20 @@ def test_the_events_between_requests(heard: Heard) -> None:
     ]
 
 
+def test_several_programs_end_in_one_request(heard: Heard) -> None:
+    served, events, _ = heard
+    ann = served.service.clients.find(f"Bearer {KEYS[0]}")
+    assert ann is not None
+    for name in ("e1", "e2", "e3"):
+        assert post(served, "/palmette/program/fork", {"program": name, "input_ids": [1], "siblings": 2})["noted"]
+    assert post(served, "/program/end", {"programs": ["e1", "e3", "unheard of"]}) == {"noted": True}
+    assert post(served, "/program/end", {"programs": ["unheard of"]}) == {"noted": False}
+    assert post(served, "/program/end", {"programs": []}) == {"noted": False}
+    until(lambda: ProgramEnded(f"{ann.name}/e3") in events)
+    assert ProgramEnded(f"{ann.name}/e1") in events
+    assert ProgramEnded(f"{ann.name}/e2") not in events
+
+
 @pytest.mark.parametrize(
     ("path", "data", "param"),
     [
@@ -302,6 +316,9 @@ def test_the_events_between_requests(heard: Heard) -> None:
         ("/palmette/program/branches_ended", {"program": "x", "input_ids": [1], "count": 0}, "count"),
         ("/palmette/program/branches_ended", {"program": "x", "input_ids": [-1], "count": 1}, "input_ids[0]"),
         ("/program/end", {}, "program"),
+        ("/program/end", {"program": "x", "programs": ["y"]}, "program"),
+        ("/program/end", {"programs": [""]}, "programs[0]"),
+        ("/program/end", {"programs": ["x"] * 1025}, "programs"),
     ],
 )
 def test_what_is_no_program_is_refused_by_the_name_of_its_field(
