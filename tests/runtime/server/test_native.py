@@ -526,7 +526,7 @@ def test_model_info_names_the_model_and_what_palmette_adds(served: Served) -> No
         assert (info["model_path"], info["is_generation"]) == ("tiny-llama-0", True)
         ours = info["palmette"]
         assert (ours["version"], ours["context_len"], ours["vocab_size"]) == (1, 2048, 260)
-        assert set(ours["features"]) == {"program", "constraint", "score", "tokenizer"}
+        assert set(ours["features"]) == {"program", "ends", "constraint", "score", "tokenizer"}
         assert ours["digest"] == served.service.model.digest
         state = client.get("/server_info").json()
         assert state == client.get("/get_server_info").json()
