@@ -7,7 +7,7 @@
 An engine that dies takes nobody's answer silently: who was told nothing yet is sent to the next engine, once; who was
 told something gets an error as the last event; who was in flight at two deaths is not sent again.
 
-Knows no sockets and no clock but the one it is given. Used by one event loop, on its thread.
+Knows no sockets; of clocks the one it is given and, for a pace, the loop's. Used by one event loop, on its thread.
 """
 
 from __future__ import annotations
