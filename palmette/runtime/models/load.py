@@ -183,7 +183,7 @@ def _try_compiled(opened: _Opened, dtype: str, cpu_kernels: str) -> CompiledDeco
         library=library(),
         instruction_set=instruction_set,
         precision=precision,
-        cache=tile_cache(opened.files, f"{VERSION} {opened.config} {precision}"),
+        cache=tile_cache(opened.files, precision, f"{VERSION} {opened.config}"),
         meanwhile=opened.tokenizer,
     )
 

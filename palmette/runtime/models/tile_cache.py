@@ -41,18 +41,20 @@ _ABANDONED = 86_400.0  # seconds after which a file that nobody finished is remo
 class TileCache:
     """What is kept of one model in one precision."""
 
-    def __init__(self, folder: Path, files: Sequence[Path], what: str) -> None:
+    def __init__(self, folder: Path, files: Sequence[Path], precision: str, what: str) -> None:
         """
         Args:
             files: what the tiles are made from.
-            what: all else that decides them.
+            what: all else that decides them; another one replaces what is kept.
 
         Raises:
             OSError: a file is not there.
         """
         found = [(str(file.resolve()), file.stat()) for file in sorted(files)]
-        self._identity = json.dumps([what, *([path, stat.st_size, stat.st_mtime_ns] for path, stat in found)])
-        name = hashlib.sha256(json.dumps([what, *(path for path, _ in found)]).encode()).hexdigest()[:32]
+        self._identity = json.dumps(
+            [precision, what, *([path, stat.st_size, stat.st_mtime_ns] for path, stat in found)]
+        )
+        name = hashlib.sha256(json.dumps([precision, *(path for path, _ in found)]).encode()).hexdigest()[:32]
         self.path = folder / f"{name}.tiles"
 
     def open(self) -> NDArray[np.uint8] | None:
@@ -105,13 +107,13 @@ class TileCache:
         return _MAGIC + _U64.pack(len(identity)) + identity
 
 
-def tile_cache(files: Sequence[Path], what: str) -> TileCache | None:
+def tile_cache(files: Sequence[Path], precision: str, what: str) -> TileCache | None:
     """Where a model's tiles are kept; None where the user wants none, or the model is in no file."""
     folder = cache_folder()
     if folder is None or not files:
         return None
     try:
-        return TileCache(folder / "tiles", files, what)
+        return TileCache(folder / "tiles", files, precision, what)
     except OSError:
         return None
 

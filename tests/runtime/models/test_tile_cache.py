@@ -53,7 +53,7 @@ def load(path: Path, precision: Precision = "auto") -> CompiledDecoder:
         library=library(),
         instruction_set=SETS[0],
         precision=precision,
-        cache=tile_cache([path], f"{config} {precision}"),
+        cache=tile_cache([path], precision, f"{config}"),
     )
     wait()
     return found
@@ -139,7 +139,7 @@ def test_tiles_of_another_size_are_packed_again(surplus: int, model: Path, folde
     first = load(model)
     (kept,) = folder.iterdir()
     file = GGUFFile(model)
-    cache = tile_cache([model], f"{gguf_config(file)} auto")
+    cache = tile_cache([model], "auto", f"{gguf_config(file)}")
     assert cache is not None
     tiles = cache.open()
     assert tiles is not None
@@ -192,10 +192,19 @@ def test_what_nobody_finished_is_removed_after_a_day(model: Path, folder: Path) 
     assert new.exists()
 
 
+def test_tiles_of_another_version_are_not_believed_and_replaced(model: Path, folder: Path) -> None:
+    load(model)
+    (kept,) = folder.iterdir()
+    newer = tile_cache([model], "auto", "of a newer version")
+    assert newer is not None
+    assert newer.path == kept
+    assert newer.open() is None
+
+
 def test_a_model_that_is_in_no_file_is_not_kept(folder: Path, tmp_path: Path) -> None:
-    assert tile_cache([], "tiny") is None
-    assert tile_cache([tmp_path / "gone"], "x") is None
-    assert TileCache(folder, [], "x").open() is None
+    assert tile_cache([], "auto", "tiny") is None
+    assert tile_cache([tmp_path / "gone"], "auto", "x") is None
+    assert TileCache(folder, [], "auto", "x").open() is None
 
 
 def test_a_directory_is_kept_too(folder: Path, tmp_path: Path, packed: list[int]) -> None:
