@@ -23,8 +23,7 @@ _AT_ONCE = 8  # connections that carry hints
 _ENDS_AT_ONCE = 256
 _SECONDS = 10.0  # that a server may take over one
 
-Post = tuple[str, dict[str, Any]]  # path, body
-Write = Callable[[Sequence[ProgramEvent]], Awaitable[Sequence[Post]]]
+Write = Callable[[Sequence[ProgramEvent]], Awaitable[Sequence[tuple[str, dict[str, Any]]]]]
 Spawn = Callable[[Coroutine[Any, Any, None]], object]
 Send = Callable[[str, dict[str, Any], float], Awaitable[object]]
 
@@ -36,7 +35,7 @@ class Hints:
         """
         Args:
             spawn: makes a task of a coroutine, and keeps it.
-            write: what tells one event, or the ends of several programs; nothing if nobody wants it.
+            write: (path, body) of what tells one event, or the ends of several programs; nothing if nobody wants it.
             send: (path, body, seconds).
         """
         self._spawn, self._write, self._send = spawn, write, send

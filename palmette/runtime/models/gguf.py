@@ -247,9 +247,13 @@ class _Cursor:
     def _strings(self, count: int) -> list[str]:
         """As `string` one after the other; a vocabulary and its merges are a hundred thousand."""
         found: list[str] = []
+        alone = 1  # strings that are read one by one where the quick way finds none; many of those, and it is left
         while len(found) < count:
             some = self._short_strings(min(count - len(found), _STRINGS_AT_ONCE))
-            found += some or [self.string()]  # which says what is wrong, if anything is
+            if not some:
+                some = [self.string() for _ in range(min(count - len(found), alone))]  # which says what is wrong
+                alone *= 2
+            found += some
         return found
 
     def _short_strings(self, count: int) -> list[str]:
@@ -260,9 +264,8 @@ class _Cursor:
         begins = np.flatnonzero(is_zero[1:] & ~is_zero[:-1])[: count + 1]  # where zeros come: lengths, one hopes
         begins = begins[begins < len(data) - 8]
         ends = begins + 8 + data[begins]
-        is_good = (
-            (begins[1:] == ends[:-1]) & is_zero[begins[:-1] + 7] & ~is_zero[begins[:-1] + 8]
-        )  # no other zeros then
+        before = begins[:-1]  # whose string is followed by another: no zeros in it then, if it begins with none
+        is_good = (begins[1:] == ends[:-1]) & is_zero[before + 7] & ~is_zero[before + 8]
         good = int(np.argmin(np.append(is_good, False))) if begins[:1].tolist() == [0] else 0
         if not good:
             return []

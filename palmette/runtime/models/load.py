@@ -74,10 +74,9 @@ def load_model(
     if key not in (*_TORCH_DTYPES, *_OTHER_DTYPES):
         raise InvalidOption("dtype", dtype, ", ".join((*_TORCH_DTYPES, *_OTHER_DTYPES)))
     path, name = find_model(name_or_path)
-    with _no_collections():
-        opened = _open_gguf(path, name) if path.is_file() else _open_directory(path, name)
-        model, digest = _load_weights(opened, key, device, cpu_kernels, gpu_kernels)
-        return LoadedModel(opened.config, model, opened.tokenizer(), digest, name)
+    opened = _open_gguf(path, name) if path.is_file() else _open_directory(path, name)
+    model, digest = _load_weights(opened, key, device, cpu_kernels, gpu_kernels)
+    return LoadedModel(opened.config, model, opened.tokenizer(), digest, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,9 +188,11 @@ def _try_compiled(opened: _Opened, dtype: str, cpu_kernels: str) -> CompiledDeco
 
 
 def _open_gguf(path: Path, name: str) -> _Opened:
-    file = GGUFFile(path)
+    with _no_collections():
+        file = GGUFFile(path)
     config = gguf_config(file)
-    return _Opened(name, [path], config, GGUFSource(file, config), cache(partial(gguf_tokenizer, file)))
+    read_tokenizer = _no_collections()(partial(gguf_tokenizer, file))
+    return _Opened(name, [path], config, GGUFSource(file, config), cache(read_tokenizer))
 
 
 def _open_directory(path: Path, name: str) -> _Opened:

@@ -161,6 +161,27 @@ def test_words_of_a_vocabulary_are_read_together(tmp_path: Path, monkeypatch: py
     assert len(one_by_one) < 5
 
 
+@pytest.mark.parametrize(
+    "words", [[""] * 3000, ["word", ""] * 1500, ["x" * 300] * 3000], ids=["empty", "mixed", "long"]
+)
+def test_strings_that_cannot_be_read_together_are_not_tried_again_and_again(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = b"".join(string(word.encode()) for word in words)
+    path = tmp_path / "words.gguf"
+    path.write_bytes(header(pairs=1, rest=string(b"k") + struct.pack("<IIQ", 9, 8, len(words)) + parts + bytes(9)))
+    tries: list[int] = []
+    together = _Cursor._short_strings
+
+    def counted(self: _Cursor, count: int) -> list[str]:
+        tries.append(count)
+        return together(self, count)
+
+    monkeypatch.setattr(_Cursor, "_short_strings", counted)
+    assert GGUFFile(path).metadata == {"k": words}
+    assert len(tries) < 40
+
+
 @pytest.mark.parametrize("name", list(BROKEN))
 def test_a_broken_header_names_file_reason_and_offset(name: str, tmp_path: Path) -> None:
     data, reason = BROKEN[name]
