@@ -31,8 +31,8 @@ def test_a_weight_is_off_by_half_a_step_at_most(dtype: torch.dtype, blocks: bool
 
 @pytest.mark.parametrize("dtype", EIGHT_BITS)
 def test_blocks_keep_an_outlier_from_its_neighbours(dtype: torch.dtype) -> None:
-    weight = torch.randn(4, 2 * BLOCK)
-    weight[:, 3] = 1000.0
+    weight = torch.randn(4, 2 * BLOCK, generator=torch.Generator().manual_seed(0))
+    weight[:, 3] = 1e5  # beside it float8 too has few numbers left for the others
     errors = []
     for blocks in (False, True):
         held = dequantize_weight(*quantize_weight(weight, dtype, blocks=blocks))
